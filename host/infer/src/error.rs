@@ -1,0 +1,54 @@
+//! What can go wrong, each with what to do about it.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the inference core.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model file could not be opened or mapped.
+    #[error("{}: {source}; check that the path names a readable GGUF file", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The model file is truncated, or a field of it lies. Download the file again, or convert it anew.
+    #[error("not a valid GGUF file: {0}")]
+    Gguf(String),
+    /// The file is sound, but holds something that this version cannot run.
+    #[error("unsupported model: {0}")]
+    Unsupported(String),
+    /// The chat template failed on these messages.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// A field of the request is out of its range.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// The prompt (and the answer text to continue) leaves no room for a token in the model's context.
+    #[error(
+        "the prompt has {tokens} tokens, but the model's context holds {limit}; shorten the prompt"
+    )]
+    ContextExceeded {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that the context (or the KV memory) holds.
+        limit: usize,
+    },
+    /// Too many requests wait already. Try again later.
+    #[error("the queue is full ({0} requests wait); try again later")]
+    QueueFull(usize),
+    /// Resampling did not find a text without the strings of `ban`.
+    #[error("no text without the banned strings was found in {0} attempts")]
+    BanExhausted(u32),
+    /// The engine was shut down, or its thread ended.
+    #[error("the inference engine has stopped")]
+    Stopped,
+    /// The device failed, or has no memory for what was asked.
+    #[error("device: {0}")]
+    Device(String),
+}
