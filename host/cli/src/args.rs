@@ -1,0 +1,370 @@
+//! The command line: every command and option, with its help.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// An LLM operations platform in one binary: it serves models through pipelines of sandboxed
+/// stages, over an API that OpenAI's clients speak.
+#[derive(Debug, Parser)]
+#[command(name = "millgate", version, propagate_version = true)]
+#[command(after_help = "New here? Run: millgate quickstart")]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pulls the default model, serves it with a pipeline of all five kinds of stage
+    Quickstart(QuickstartArgs),
+    /// Serves the pipelines of a config file
+    Serve(ServeArgs),
+    /// Checks a config file and prints every error with its line
+    Check(CheckArgs),
+    /// A conversation in the terminal; shows what each stage did
+    Chat(ChatArgs),
+    /// The records of past requests
+    #[command(subcommand)]
+    Traces(TracesCommand),
+    /// Looks at a plugin, or runs one on a text
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Gets models by name
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Measures stages and the gateway on this machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// The tamper-evident log
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Looks at the machine and the installation, and says what is missing
+    Doctor(DoctorArgs),
+}
+
+/// Where data is kept.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct DataArgs {
+    /// The data folder: models, traces, audit log, compiled plugins
+    #[arg(long, env = "MILLGATE_DATA", value_name = "DIR", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct QuickstartArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Use this GGUF file in place of the default model
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// The address to serve on; when the port is taken, the next free one is used
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Print the config that quickstart uses, and end
+    #[arg(long)]
+    pub print_config: bool,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ServeArgs {
+    /// The config file
+    #[arg(long, short, default_value = "millgate.toml", env = "MILLGATE_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Use this GGUF file for the model that the config names, in place of the config's source
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Listen here in place of the config's `server.listen`; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// How the server's process runs.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Process")]
+pub struct ProcessArgs {
+    /// Threads that serve the network and run stages [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What is logged, such as `info` or `millgate_ops=debug`
+    #[arg(long, env = "MILLGATE_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// The config file
+    #[arg(required_unless_present = "schema", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Print the JSON Schema of the config, for editors, and end
+    #[arg(long)]
+    pub schema: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ChatArgs {
+    /// Talk to a running server at this base URL; without it, pipelines run in this process
+    #[arg(long, value_name = "URL", conflicts_with_all = ["config", "model_file"])]
+    pub server: Option<String>,
+    /// The API key for the server
+    #[arg(long, env = "MILLGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub key: Option<String>,
+    /// The config file for a conversation in this process [default: quickstart's]
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The name of the model to ask for [default: the first that is served]
+    #[arg(long, short, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Use this GGUF file for the config's model
+    #[arg(long, value_name = "FILE")]
+    pub model_file: Option<PathBuf>,
+    /// The system message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// The most tokens of an answer
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub max_tokens: u32,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Ask this one thing and end
+    #[arg(value_name = "TEXT")]
+    pub text: Vec<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TracesCommand {
+    /// The latest traces, newest first
+    List(TracesListArgs),
+    /// One trace: what each stage was given, its verdict and its time
+    Show(TracesShowArgs),
+}
+
+/// Where traces are read from.
+#[derive(Debug, ClapArgs)]
+pub struct TracesSource {
+    /// The running server; its data folder is read directly when it is not running
+    #[arg(long, default_value = "http://127.0.0.1:8080", env = "MILLGATE_SERVER", value_name = "URL")]
+    pub server: String,
+    /// The API key for the server
+    #[arg(long, env = "MILLGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub key: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct TracesListArgs {
+    /// The most traces to print
+    #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
+    pub limit: usize,
+    /// Only this model
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Only this outcome: served, blocked, failed, cancelled
+    #[arg(long, value_name = "OUTCOME")]
+    pub outcome: Option<String>,
+    #[command(flatten)]
+    pub source: TracesSource,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct TracesShowArgs {
+    /// The trace's id, as in the answer's `x-millgate-trace` header
+    pub id: String,
+    #[command(flatten)]
+    pub source: TracesSource,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// Prints a plugin's manifest, interfaces, imports and digest
+    Inspect(PluginInspectArgs),
+    /// Runs a plugin once and prints its verdict
+    Run(PluginRunArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PluginInspectArgs {
+    /// A first-party plugin's name, or a .wasm file [default: list the first-party ones]
+    pub plugin: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  millgate plugin run pii 'write to ann@example.com'
+  millgate plugin run pii --config '{\"action\":\"block\"}' < letter.txt
+  millgate plugin run schema '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}'
+  millgate plugin run overlap --reference 'The cat sat.' 'The cat sat down.'
+  millgate plugin run canary --interface deployment --json")]
+pub struct PluginRunArgs {
+    /// A first-party plugin's name, or a .wasm file
+    pub plugin: String,
+    /// The text [default: --file, else standard input]
+    pub text: Vec<String>,
+    /// Read the text from this file
+    #[arg(long, short, value_name = "FILE", conflicts_with = "text")]
+    pub file: Option<PathBuf>,
+    /// Which of the plugin's interfaces to call [default: its first]
+    #[arg(long, short, value_enum)]
+    pub interface: Option<InterfaceName>,
+    /// The stage's config as JSON
+    #[arg(long, short, default_value = "{}", value_name = "JSON")]
+    pub config: String,
+    /// compliance: break the text into chunks of so many characters, as a stream would
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+    /// evaluation: the right answer; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub reference: Vec<String>,
+    /// evaluation: what the model was asked
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub input: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum InterfaceName {
+    Validation,
+    Compliance,
+    Monitoring,
+    Deployment,
+    Evaluation,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Downloads a model, checks its SHA-256 and keeps it in the data folder
+    Pull(ModelPullArgs),
+    /// The models that can be pulled, and which of them are here
+    List(ModelListArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ModelPullArgs {
+    /// The model's name, as `millgate model list` prints it
+    #[arg(default_value = "smollm2-135m-instruct")]
+    pub name: String,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ModelListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// One stage: a fresh sandbox a call, a reused one, and the same code compiled natively
+    Stage(BenchStageArgs),
+    /// The real server under load, before an upstream with a fixed answer
+    Gateway(BenchGatewayArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchStageArgs {
+    /// The plugin: a first-party one's name, or a .wasm file
+    #[arg(long, default_value = "pii")]
+    pub plugin: String,
+    /// Bytes of text a call
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub bytes: usize,
+    /// Calls a row
+    #[arg(long, default_value_t = 20_000, value_name = "N")]
+    pub calls: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchGatewayArgs {
+    /// Connections at once, one row each
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64], value_name = "N,…")]
+    pub connections: Vec<usize>,
+    /// Compliance stages before the model, one row each
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 5], value_name = "N,…")]
+    pub stages: Vec<usize>,
+    /// Bytes of text in a request
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub bytes: usize,
+    /// Seconds a row
+    #[arg(long, default_value_t = 3.0, value_name = "S")]
+    pub seconds: f64,
+    /// Half a second a row, 16 connections only
+    #[arg(long)]
+    pub quick: bool,
+    /// The core that server, client and upstream share
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub core: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Verifies the hash chain and the signed head
+    Verify(AuditVerifyArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AuditVerifyArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DoctorArgs {
+    /// The address that would be served on
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Args::command().debug_assert();
+    }
+}
