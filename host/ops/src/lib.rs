@@ -1,1 +1,37 @@
-//! placeholder
+//! Millgate's operations layer: the domain. It knows configs, pipelines, requests, traces and
+//! rollouts; it joins the inference core, the sandbox and the store, which do not know each other.
+//!
+//! Read it in the order of a request's way: [`config`] (what an operator says) -> `pipeline` (the
+//! same, loaded) -> [`request`] (what a client says) -> `executor` (stages, routing, inference,
+//! stages on the stream) -> [`response`] (what the server renders) -> [`trace`] (what stays).
+//! [`Platform`] is the front door.
+
+pub mod config;
+mod error;
+mod executor;
+mod id;
+pub mod metrics;
+mod monitor;
+mod platform;
+mod plugins;
+pub mod request;
+pub mod response;
+mod rollout;
+mod splice;
+mod text;
+pub mod trace;
+mod traces;
+
+pub use config::Config;
+pub use error::{ApiError, Error, Result};
+pub use executor::ResponseStream;
+pub use id::{BadTraceId, TraceId};
+pub use metrics::Metrics;
+pub use monitor::AlertState;
+pub use platform::{Environment, ModelFiles, Platform};
+pub use plugins::PluginSource;
+pub use request::{ApiRequest, Endpoint};
+pub use response::Response;
+pub use rollout::{RolloutPhase, RolloutStatus};
+pub use trace::Trace;
+pub use traces::{TraceFilter, TracePage, Traces};

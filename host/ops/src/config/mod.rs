@@ -1,0 +1,364 @@
+//! `millgate.toml`: what an operator can say. The types here are the one source of truth: the JSON
+//! Schema for editors comes from them ([`schema`]), and [`check`] holds a text against it and
+//! reports every error with its line before anything runs.
+
+mod check;
+mod plugins;
+mod problem;
+mod references;
+mod shape;
+mod tree;
+mod units;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use check::{check, check_with_plugins};
+pub use plugins::{PluginCatalog, PluginFacts};
+pub use problem::Problem;
+pub use units::{ByteSize, Time, UnitError};
+
+/// A whole config.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[schemars(title = "millgate.toml")]
+pub struct Config {
+    /// Where and how the API is served.
+    pub server: ServerConfig,
+    /// The models, by the name that pipelines use.
+    pub models: BTreeMap<String, ModelConfig>,
+    /// The stages: configured plugins, by the name that pipelines use.
+    pub stages: BTreeMap<String, StageConfig>,
+    /// The pipelines: which stages a request passes and which model answers it.
+    pub pipelines: BTreeMap<String, PipelineConfig>,
+    /// What is kept of each request.
+    pub traces: TracesConfig,
+    /// How finished requests reach the monitors.
+    pub monitoring: MonitoringConfig,
+}
+
+/// Where and how the API is served.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// The largest request body that is read; a larger one is answered with 413.
+    pub max_body: ByteSize,
+    /// How long requests in flight may take to finish after SIGTERM.
+    pub drain: Time,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            max_body: ByteSize(4 << 20),
+            drain: Time(Duration::from_secs(30)),
+        }
+    }
+}
+
+/// A model: exactly one of `pull`, `path` and `upstream`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// A model of the catalogue, fetched with `millgate model pull NAME`.
+    pub pull: Option<String>,
+    /// A GGUF file.
+    pub path: Option<PathBuf>,
+    /// A remote endpoint that speaks the OpenAI API.
+    pub upstream: Option<UpstreamConfig>,
+    /// CPU threads of the inference core; by default one for each core. Local models only.
+    pub threads: Option<u32>,
+    /// Requests that generate at the same time; the others wait. Local models only.
+    pub max_sequences: Option<u32>,
+    /// Requests that may wait; beyond it the answer is 429. Local models only.
+    pub queue: Option<u32>,
+    /// Memory for the key-value cache. Local models only.
+    pub kv_cache: Option<ByteSize>,
+}
+
+/// A remote endpoint that speaks the OpenAI API.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct UpstreamConfig {
+    /// The base URL, with its version: `http://127.0.0.1:8000/v1`.
+    pub url: String,
+    /// The model's name there; by default the name that the client asked for.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// The environment variable that holds the API key.
+    #[serde(default)]
+    pub key_env: Option<String>,
+    /// How long connecting may take.
+    #[serde(default = "connect_timeout")]
+    pub connect_timeout: Time,
+    /// How long the first byte, and each one after it, may take.
+    #[serde(default = "read_timeout")]
+    pub read_timeout: Time,
+}
+
+fn connect_timeout() -> Time {
+    Time(Duration::from_secs(5))
+}
+
+fn read_timeout() -> Time {
+    Time(Duration::from_secs(120))
+}
+
+/// A stage: a plugin, its config, its grants and its limits.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct StageConfig {
+    /// A first-party plugin by name. Either this or `path`.
+    pub plugin: Option<String>,
+    /// A plugin's file. Either this or `plugin`.
+    pub path: Option<PathBuf>,
+    /// The plugin's config, as its manifest describes it.
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub config: serde_json::Map<String, serde_json::Value>,
+    /// What the plugin may use beyond its input. Nothing by default.
+    pub grant: GrantConfig,
+    /// What a failed call means.
+    pub on_failure: OnFailure,
+    /// Whether each request gets a sandbox of its own.
+    pub isolation: IsolationConfig,
+    /// Bounds of one call.
+    pub limits: LimitsConfig,
+}
+
+/// What a failed call means: a trap, a time-out, an answer that cannot be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// The request is refused.
+    #[default]
+    Closed,
+    /// The text passes, counted as not covered.
+    Open,
+}
+
+/// Whether each request gets a sandbox of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum IsolationConfig {
+    /// A fresh instance for each request.
+    #[default]
+    Fresh,
+    /// Instances are reused: for guests that take long to start.
+    Warm,
+}
+
+/// What a plugin may use beyond its input.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct GrantConfig {
+    /// A key-value space of the stage's own.
+    pub state: Option<StateGrant>,
+    /// The host's own models.
+    pub inference: Option<InferenceGrant>,
+    /// Names of secrets.
+    pub secrets: Vec<String>,
+    /// Origins that may be called, such as `https://api.vendor.example`.
+    pub http: Vec<String>,
+}
+
+/// A key-value space of the stage's own.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct StateGrant {
+    /// The most bytes that keys and values may take together.
+    pub bytes: ByteSize,
+}
+
+/// The host's own models.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct InferenceGrant {
+    /// Names of models in this config.
+    pub models: Vec<String>,
+    /// The most tokens, prompt and answer together, in a minute.
+    #[schemars(range(min = 1))]
+    pub tokens_per_minute: u32,
+}
+
+/// Bounds of one call of a plugin.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Memory of one instance.
+    pub memory: ByteSize,
+    /// How long one call may take.
+    pub deadline: Time,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { memory: ByteSize(16 << 20), deadline: Time(Duration::from_millis(50)) }
+    }
+}
+
+/// Which stages a request passes and which model answers it.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// Model names that clients ask for; a `*` at the end matches any rest.
+    pub serves: Vec<String>,
+    /// Stages on the request, in order: validation and compliance.
+    pub input: Vec<String>,
+    /// Stages on the answer, in order: compliance.
+    pub output: Vec<String>,
+    /// The stage that picks the arm and reviews the rollout.
+    pub deployment: Option<String>,
+    /// Stages that watch finished requests.
+    pub monitors: Vec<String>,
+    /// The evaluation of live answers.
+    pub evaluation: Option<EvaluationConfig>,
+    /// The arms; the first one is the stable arm.
+    pub arms: Vec<ArmConfig>,
+    /// How the rollout is reviewed.
+    pub rollout: RolloutConfig,
+}
+
+/// An arm: a candidate for the traffic of a pipeline.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ArmConfig {
+    /// The arm's name. The one called `stable`, else the first, is the stable arm.
+    pub name: String,
+    /// A model of this config.
+    pub model: String,
+    /// The share of traffic that a candidate begins with, 0 to 1. The stable arm takes the rest.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub weight: Option<f64>,
+}
+
+/// The evaluation of live answers that come with a reference (`metadata.reference`).
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// The stage that scores.
+    pub stage: String,
+    /// The share of requests that are scored, 0 to 1; which ones follows from the trace's id.
+    #[serde(default = "whole")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub share: f64,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+/// How a rollout is reviewed.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RolloutConfig {
+    /// How often the deployment stage looks at the arms' records.
+    pub review_interval: Time,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self { review_interval: Time(Duration::from_secs(30)) }
+    }
+}
+
+/// What is kept of each request.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct TracesConfig {
+    /// When a trace must be on disk.
+    pub durability: Durability,
+    /// Whether prompts and answers are kept as well.
+    pub texts: Texts,
+    /// How long traces are kept.
+    pub max_age: Time,
+    /// How many traces are kept.
+    #[schemars(range(min = 1))]
+    pub max_count: u64,
+}
+
+impl Default for TracesConfig {
+    fn default() -> Self {
+        Self {
+            durability: Durability::BeforeResponse,
+            texts: Texts::Off,
+            max_age: Time(Duration::from_secs(30 * 86_400)),
+            max_count: 1_000_000,
+        }
+    }
+}
+
+/// When a trace must be on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// Before the response ends: what a client saw answered is never lost.
+    #[default]
+    BeforeResponse,
+    /// Soon after the response: a crash may lose the last few.
+    AfterResponse,
+}
+
+/// Whether prompts and answers are kept with the traces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Texts {
+    /// Only numbers, verdicts and findings are kept.
+    #[default]
+    Off,
+    /// What the model was given and what it answered, as the stages left them.
+    On,
+}
+
+/// How finished requests reach the monitors.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct MonitoringConfig {
+    /// The most events of one batch.
+    #[schemars(range(min = 1, max = 10000))]
+    pub batch: u32,
+    /// How long an event may wait for its batch to fill.
+    pub flush: Time,
+    /// How often monitors are told that time passes.
+    pub tick: Time,
+}
+
+impl Default for MonitoringConfig {
+    fn default() -> Self {
+        Self { batch: 256, flush: Time(Duration::from_secs(1)), tick: Time(Duration::from_secs(10)) }
+    }
+}
+
+impl PipelineConfig {
+    /// The index of the stable arm: the one called `stable`, else the first.
+    #[must_use]
+    pub fn stable_arm(&self) -> usize {
+        self.arms.iter().position(|arm| arm.name == "stable").unwrap_or(0)
+    }
+
+    /// Whether this pipeline serves a model name.
+    #[must_use]
+    pub fn serves(&self, model: &str) -> bool {
+        self.serves.iter().any(|pattern| pattern_matches(pattern, model))
+    }
+}
+
+/// Whether a `serves` pattern covers a model name.
+#[must_use]
+pub fn pattern_matches(pattern: &str, model: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => model.starts_with(prefix),
+        None => pattern == model,
+    }
+}
+
+/// The JSON Schema of `millgate.toml`, for editors and for [`check`].
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Config).into()
+}

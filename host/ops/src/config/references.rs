@@ -1,0 +1,198 @@
+//! What a config says about itself: names that must exist, places that must be filled, numbers that
+//! must add up.
+
+use super::{
+    Config, ModelConfig, PipelineConfig,
+    problem::{Problems, suggest},
+    tree::{Node, Step::{Index, Key}},
+};
+
+/// Reports references to what does not exist, and what does not make sense together.
+pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_>) {
+    for (name, model) in &config.models {
+        check_model(document, name, model, problems);
+    }
+    for (name, stage) in &config.stages {
+        if stage.plugin.is_some() == stage.path.is_some() {
+            problems.add(
+                &document.span_of(&[Key("stages"), Key(name)]),
+                format!("`stages.{name}` needs exactly one of `plugin` and `path`"),
+                "write plugin = \"pii\" for a first-party plugin, or path = \"my.wasm\"",
+            );
+        }
+        if let Some(grant) = &stage.grant.inference {
+            for (index, model) in grant.models.iter().enumerate() {
+                let place = [Key("stages"), Key(name), Key("grant"), Key("inference"), Key("models"), Index(index)];
+                defined(document, "models", model, &place, problems);
+            }
+        }
+    }
+    for (name, pipeline) in &config.pipelines {
+        check_pipeline(document, name, pipeline, problems);
+    }
+    check_serves(document, config, problems);
+}
+
+fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut Problems<'_>) {
+    let here = document.span_of(&[Key("models"), Key(name)]);
+    let sources = [model.pull.is_some(), model.path.is_some(), model.upstream.is_some()];
+    if sources.iter().filter(|given| **given).count() != 1 {
+        problems.add(
+            &here,
+            format!("`models.{name}` needs exactly one of `pull`, `path` and `upstream`"),
+            "write pull = \"smollm2-135m-instruct\", path = \"model.gguf\" or upstream = { url = \"http://…/v1\" }",
+        );
+    }
+    let Some(upstream) = &model.upstream else { return };
+    let local = [
+        ("threads", model.threads.is_some()),
+        ("max-sequences", model.max_sequences.is_some()),
+        ("queue", model.queue.is_some()),
+        ("kv-cache", model.kv_cache.is_some()),
+    ];
+    for (key, _) in local.iter().filter(|(_, given)| *given) {
+        problems.add(
+            &document.span_of(&[Key("models"), Key(name), Key(key)]),
+            format!("`models.{name}.{key}` is for local models"),
+            "remove it: an upstream decides this itself",
+        );
+    }
+    let place = document.span_of(&[Key("models"), Key(name), Key("upstream"), Key("url")]);
+    match upstream.url.parse::<http::Uri>() {
+        Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() => {
+            if uri.query().is_some() || uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+                problems.add(
+                    &place,
+                    format!("`models.{name}.upstream.url` may have neither a query nor credentials"),
+                    "name the environment variable that holds the key in `key-env`",
+                );
+            }
+        }
+        _ => problems.add(
+            &place,
+            format!("`models.{name}.upstream.url` is no http or https URL"),
+            "write it with its version, such as \"https://api.openai.com/v1\"",
+        ),
+    }
+}
+
+/// Reports a name that its section does not define. A name whose entry is itself faulty counts as
+/// defined: its own problem is reported already.
+fn defined(document: &Node, section: &str, name: &str, place: &[super::tree::Step<'_>], problems: &mut Problems<'_>) {
+    let entries = document.get(section).map(Node::entries).unwrap_or_default();
+    if !entries.iter().any(|entry| entry.key == name) {
+        let what = section.trim_end_matches('s');
+        let mut help = suggest(name, entries.iter().map(|entry| entry.key.as_str()), &format!("known {section}"));
+        if entries.is_empty() {
+            help = format!("add [{section}.{name}]");
+        }
+        problems.add(&document.span_of(place), format!("there is no {what} `{name}`"), help);
+    }
+}
+
+fn check_pipeline(document: &Node, name: &str, pipeline: &PipelineConfig, problems: &mut Problems<'_>) {
+    let at = |steps: &[super::tree::Step<'_>]| {
+        let mut path = vec![Key("pipelines"), Key(name)];
+        path.extend_from_slice(steps);
+        document.span_of(&path)
+    };
+    for (key, stages) in [("input", &pipeline.input), ("output", &pipeline.output), ("monitors", &pipeline.monitors)] {
+        for (index, stage) in stages.iter().enumerate() {
+            let place = [Key("pipelines"), Key(name), Key(key), Index(index)];
+            defined(document, "stages", stage, &place, problems);
+            if stages.iter().take(index).any(|other| other == stage) {
+                problems.add(&at(&[Key(key), Index(index)]), format!("`{stage}` stands twice in `{key}`"), "remove one");
+            }
+        }
+    }
+    if let Some(stage) = &pipeline.deployment {
+        let place = [Key("pipelines"), Key(name), Key("deployment")];
+        defined(document, "stages", stage, &place, problems);
+    }
+    if let Some(evaluation) = &pipeline.evaluation {
+        let place = [Key("pipelines"), Key(name), Key("evaluation"), Key("stage")];
+        defined(document, "stages", &evaluation.stage, &place, problems);
+    }
+    if pipeline.serves.is_empty() {
+        problems.add(
+            &at(&[]),
+            format!("`pipelines.{name}` serves no model name"),
+            "add serves = [\"…\"]: the names that clients ask for",
+        );
+    }
+    for (index, pattern) in pipeline.serves.iter().enumerate() {
+        if pattern.is_empty() || pattern.trim_end_matches('*').contains('*') || pattern.ends_with("**") {
+            problems.add(
+                &at(&[Key("serves"), Index(index)]),
+                format!("`{pattern}` is no pattern"),
+                "write a name, or the beginning of one and a `*`",
+            );
+        }
+    }
+    check_arms(document, name, pipeline, problems);
+}
+
+fn check_arms(document: &Node, name: &str, pipeline: &PipelineConfig, problems: &mut Problems<'_>) {
+    let at = |steps: &[super::tree::Step<'_>]| {
+        let mut path = vec![Key("pipelines"), Key(name)];
+        path.extend_from_slice(steps);
+        document.span_of(&path)
+    };
+    if pipeline.arms.is_empty() {
+        let what = if pipeline.deployment.is_some() { "a deployment but no arms" } else { "no arms" };
+        problems.add(
+            &at(&[Key("arms")]),
+            format!("`pipelines.{name}` has {what}"),
+            "add arms = [{ name = \"stable\", model = \"…\" }]",
+        );
+    }
+    if pipeline.arms.len() > 1 && pipeline.deployment.is_none() {
+        problems.add(
+            &at(&[Key("arms")]),
+            format!("`pipelines.{name}` has several arms and nothing that picks one"),
+            "add deployment = \"…\": a stage whose plugin has the deployment interface",
+        );
+    }
+    let mut given = 0.0;
+    for (index, arm) in pipeline.arms.iter().enumerate() {
+        let place = [Key("pipelines"), Key(name), Key("arms"), Index(index), Key("model")];
+        defined(document, "models", &arm.model, &place, problems);
+        if pipeline.arms.iter().take(index).any(|other| other.name == arm.name) {
+            let place = at(&[Key("arms"), Index(index), Key("name")]);
+            problems.add(&place, format!("two arms are called `{}`", arm.name), "give each arm a name of its own");
+        }
+        match arm.weight {
+            Some(_) if index == pipeline.stable_arm() => problems.add(
+                &at(&[Key("arms"), Index(index), Key("weight")]),
+                format!("`{}` is the stable arm and takes what the candidates leave", arm.name),
+                "remove its weight",
+            ),
+            Some(weight) => given += weight,
+            None => {}
+        }
+    }
+    if given > 1.0 + 1e-9 {
+        problems.add(
+            &at(&[Key("arms")]),
+            format!("the candidates' weights add up to {given}"),
+            "together they can take 1 at most",
+        );
+    }
+}
+
+/// Two pipelines may not claim the same name.
+fn check_serves(document: &Node, config: &Config, problems: &mut Problems<'_>) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (name, pipeline) in &config.pipelines {
+        for (index, pattern) in pipeline.serves.iter().enumerate() {
+            match seen.iter().find(|(known, _)| known == pattern) {
+                Some((_, other)) => problems.add(
+                    &document.span_of(&[Key("pipelines"), Key(name), Key("serves"), Index(index)]),
+                    format!("`{pattern}` is already served by `pipelines.{other}`"),
+                    "a model name belongs to one pipeline",
+                ),
+                None => seen.push((pattern, name)),
+            }
+        }
+    }
+}

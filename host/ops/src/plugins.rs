@@ -1,0 +1,114 @@
+//! Where plugins come from: those built into the binary, by name, and files, by path. The caller
+//! brings the table of first-party plugins; this crate does not depend on any.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use millgate_sandbox::Sandbox;
+
+use crate::config::{PluginCatalog, PluginFacts, StageConfig};
+
+/// A table of plugins by name, and a folder against which paths are resolved. A clone is the same.
+#[derive(Clone, Debug, Default)]
+pub struct PluginSource {
+    named: Arc<BTreeMap<String, &'static [u8]>>,
+    folder: PathBuf,
+}
+
+impl PluginSource {
+    /// Plugins by name; paths are resolved against `folder`, the config file's own.
+    #[must_use]
+    pub fn new<'n>(named: impl IntoIterator<Item = (&'n str, &'static [u8])>, folder: impl Into<PathBuf>) -> Self {
+        let named = named.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+        Self { named: Arc::new(named), folder: folder.into() }
+    }
+
+    /// The names of the first-party plugins.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.named.keys().map(String::as_str)
+    }
+
+    /// A path of the config as a path of the file system.
+    #[must_use]
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        self.folder.join(path)
+    }
+
+    /// The bytes of a first-party plugin.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&'static [u8]> {
+        self.named.get(name).copied()
+    }
+
+    /// The bytes of a file.
+    ///
+    /// # Errors
+    /// One sentence with the path and what is wrong.
+    pub fn file(&self, path: &Path) -> Result<Vec<u8>, String> {
+        let path = self.resolve(path);
+        std::fs::read(&path).map_err(|error| format!("the plugin {} cannot be read: {error}", path.display()))
+    }
+
+    /// The bytes of a stage's plugin.
+    ///
+    /// # Errors
+    /// One sentence: there is no such plugin, or the file cannot be read.
+    pub fn of_stage(&self, stage: &StageConfig) -> Result<Cow<'static, [u8]>, String> {
+        match (&stage.plugin, &stage.path) {
+            (Some(name), _) => match self.named(name) {
+                Some(bytes) => Ok(Cow::Borrowed(bytes)),
+                None => Err(format!("there is no first-party plugin `{name}`; for a file write path = \"…\"")),
+            },
+            (None, Some(path)) => self.file(path).map(Cow::Owned),
+            (None, None) => Err("it names no plugin: write plugin = \"…\" or path = \"…\"".to_owned()),
+        }
+    }
+
+    /// The catalogue for [`check_with_plugins`](crate::config::check_with_plugins): manifests are
+    /// read by the sandbox, nothing is run.
+    #[must_use]
+    pub fn catalog<'a>(&'a self, sandbox: &'a Sandbox) -> impl PluginCatalog + 'a {
+        Catalog { source: self, sandbox }
+    }
+}
+
+struct Catalog<'a> {
+    source: &'a PluginSource,
+    sandbox: &'a Sandbox,
+}
+
+impl Catalog<'_> {
+    fn facts(&self, bytes: &[u8]) -> Result<PluginFacts, String> {
+        let info = self.sandbox.inspect(bytes).map_err(|error| error.to_string())?;
+        let words = |value: serde_json::Result<serde_json::Value>| match value {
+            Ok(serde_json::Value::Array(items)) => {
+                items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(PluginFacts {
+            interfaces: info.interfaces.iter().map(ToString::to_string).collect(),
+            requests: words(serde_json::to_value(&info.manifest.requests)),
+            config_schema: info.manifest.config,
+            name: info.manifest.name,
+        })
+    }
+}
+
+impl PluginCatalog for Catalog<'_> {
+    fn names(&self) -> Vec<String> {
+        self.source.names().map(str::to_owned).collect()
+    }
+
+    fn by_name(&self, name: &str) -> Option<Result<PluginFacts, String>> {
+        self.source.named(name).map(|bytes| self.facts(bytes))
+    }
+
+    fn by_path(&self, path: &Path) -> Result<PluginFacts, String> {
+        self.facts(&self.source.file(path)?)
+    }
+}
