@@ -9,10 +9,18 @@
 //! graph needs) -> `cpu` (those operations on a processor) -> `sampling` (logits to a token) -> `output`
 //! (tokens to text that may leave).
 
+mod cpu;
 mod engine;
 mod error;
+mod gguf;
+mod llama;
+mod memory;
 mod model;
+mod ops;
+mod quant;
 mod request;
+#[cfg(test)]
+mod testing;
 
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};

@@ -1,0 +1,441 @@
+#![allow(unsafe_code, reason = "SIMD intrinsics, which read through pointers")]
+//! The kernels for processors with AVX2, FMA and F16C.
+//!
+//! Every function here may be called only where those three were detected (`kernels::Level::Avx2`). Loads go
+//! through slices whose length was checked, or through tiles whose size [`Tiles`] guarantees.
+
+use std::arch::x86_64::*;
+
+use super::kernels::{CacheElement, HeadCache};
+use super::scalar;
+use super::tiles::{BLOCK, LANES, LIMIT, Rounded, RoundedRow, TINY, Tiles};
+use crate::quant::TensorType;
+
+/// Shows that a call comes from code that runs only where the features are there.
+#[derive(Clone, Copy)]
+pub(crate) struct Token(());
+
+/// How far ahead of the kernel weights are fetched, in bytes.
+const AHEAD: usize = 2048;
+
+/// Eight f16 as f32.
+#[inline(always)]
+pub(crate) fn half_lanes(of: &[u16; 8], _: Token) -> __m256 {
+    // SAFETY: the token shows that F16C is there; the array has 16 bytes.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(of.as_ptr().cast())) }
+}
+
+/// Eight f32.
+#[inline(always)]
+pub(crate) fn float_lanes(of: &[f32; 8], _: Token) -> __m256 {
+    // SAFETY: the token shows that AVX is there; the array has 32 bytes.
+    unsafe { _mm256_loadu_ps(of.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load(of: &[f32; 8]) -> __m256 {
+    float_lanes(of, Token(()))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn store(to: &mut [f32; 8], value: __m256) {
+    // SAFETY: the array has 32 bytes.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), value) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_lanes(v: __m256) -> f32 {
+    let sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps::<1>(sum, sum)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn largest_lane(v: __m256) -> f32 {
+    let most = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+    _mm_cvtss_f32(_mm_max_ss(most, _mm_shuffle_ps::<1>(most, most)))
+}
+
+/// e^x to 2 units in the last place, for x in -87..=88; beyond that as at the bounds. Cephes' `expf`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn exp(x: __m256) -> __m256 {
+    let x = _mm256_min_ps(
+        _mm256_max_ps(x, _mm256_set1_ps(-87.0)),
+        _mm256_set1_ps(88.0),
+    );
+    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_mul_ps(
+        x,
+        _mm256_set1_ps(std::f32::consts::LOG2_E),
+    ));
+    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693_359_4), x);
+    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.121_944_4e-4), r);
+    let mut p = _mm256_set1_ps(1.987_569_1e-4);
+    for c in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    }
+    let p = _mm256_add_ps(
+        _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r),
+        _mm256_set1_ps(1.0),
+    );
+    let power = _mm256_slli_epi32::<23>(_mm256_add_epi32(
+        _mm256_cvtps_epi32(n),
+        _mm256_set1_epi32(127),
+    ));
+    _mm256_mul_ps(p, _mm256_castsi256_ps(power))
+}
+
+/// # Safety
+/// As the file says.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [_mm256_setzero_ps(); 4];
+    let (a32, a_rest) = a.as_chunks::<32>();
+    let (b32, b_rest) = b.as_chunks::<32>();
+    for (a, b) in a32.iter().zip(b32) {
+        let (a, b) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = _mm256_fmadd_ps(load(a), load(b), *sum);
+        }
+    }
+    let (a8, a_rest) = a_rest.as_chunks::<8>();
+    let (b8, b_rest) = b_rest.as_chunks::<8>();
+    for (a, b) in a8.iter().zip(b8) {
+        sums[0] = _mm256_fmadd_ps(load(a), load(b), sums[0]);
+    }
+    let sum = _mm256_add_ps(
+        _mm256_add_ps(sums[0], sums[1]),
+        _mm256_add_ps(sums[2], sums[3]),
+    );
+    add_lanes(sum) + scalar::dot(a_rest, b_rest)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn widen_halves(bytes: &[u8], out: &mut [f32]) {
+    let (bytes8, rest) = bytes.as_chunks::<16>();
+    let (out8, out_rest) = out.as_chunks_mut::<8>();
+    for (bytes, out) in bytes8.iter().zip(out8) {
+        // SAFETY: the chunk has 16 bytes.
+        store(out, unsafe {
+            _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast()))
+        });
+    }
+    TensorType::F16.dequantise(rest, out_rest);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let inverse = 1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * inverse * weight;
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn gated_silu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let (gate8, gate_rest) = gate.as_chunks::<8>();
+    let (up8, up_rest) = up.as_chunks::<8>();
+    let (out8, out_rest) = out.as_chunks_mut::<8>();
+    for ((gate, up), out) in gate8.iter().zip(up8).zip(out8) {
+        let gate = load(gate);
+        let e = exp(_mm256_sub_ps(_mm256_setzero_ps(), gate));
+        let silu = _mm256_div_ps(gate, _mm256_add_ps(_mm256_set1_ps(1.0), e));
+        store(out, _mm256_mul_ps(silu, load(up)));
+    }
+    scalar::gated_silu(gate_rest, up_rest, out_rest);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn exp_sums(x: &[f32], most: f32) -> (f64, f64) {
+    let (mut sum, mut weighted) = (0f64, 0f64);
+    let (floor, shift) = (_mm256_set1_ps(-87.0), _mm256_set1_ps(most));
+    // Partial sums in f32 over a thousand elements, in f64 over those.
+    for part in x.chunks(1024) {
+        let (part8, rest) = part.as_chunks::<8>();
+        let (mut sums, mut weights) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+        for x in part8 {
+            let shifted = _mm256_sub_ps(load(x), shift);
+            let kept = _mm256_cmp_ps::<_CMP_GT_OQ>(shifted, floor);
+            let shifted = _mm256_max_ps(shifted, floor);
+            let e = _mm256_and_ps(exp(shifted), kept);
+            sums = _mm256_add_ps(sums, e);
+            weights = _mm256_fmadd_ps(e, shifted, weights);
+        }
+        let (rest_sum, rest_weighted) = scalar::exp_sums(rest, most);
+        sum += f64::from(add_lanes(sums)) + rest_sum;
+        weighted += f64::from(add_lanes(weights)) + rest_weighted;
+    }
+    (sum, weighted)
+}
+
+/// The same arithmetic as `tiles::round_row`, bit for bit.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn round_row(x: &[f32], out: &mut RoundedRow<'_>) {
+    let sign = _mm256_set1_ps(-0.0);
+    for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let x = x.as_chunks::<8>().0;
+        let lanes = [load(&x[0]), load(&x[1]), load(&x[2]), load(&x[3])];
+        let most = lanes.iter().fold(_mm256_setzero_ps(), |most, x| {
+            _mm256_max_ps(most, _mm256_andnot_ps(sign, *x))
+        });
+        let largest = largest_lane(most);
+        let inverse = _mm256_set1_ps(if largest > TINY { LIMIT / largest } else { 0.0 });
+        let scale = largest / LIMIT;
+        let [q0, q1, q2, q3] = lanes.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+        // Packing works within halves of the registers; the permutation restores the order.
+        let words = [(q0, q1), (q2, q3)]
+            .map(|(a, b)| _mm256_permute4x64_epi64::<0xd8>(_mm256_packs_epi32(a, b)));
+        let high =
+            words.map(|w| _mm256_srai_epi16::<7>(_mm256_add_epi16(w, _mm256_set1_epi16(64))));
+        let low = [0, 1].map(|i| _mm256_sub_epi16(words[i], _mm256_slli_epi16::<7>(high[i])));
+        let bytes =
+            |[a, b]: [__m256i; 2]| _mm256_permute4x64_epi64::<0xd8>(_mm256_packs_epi16(a, b));
+        let one = _mm256_set1_epi16(1);
+        let sums = _mm256_add_epi32(
+            _mm256_madd_epi16(words[0], one),
+            _mm256_madd_epi16(words[1], one),
+        );
+        let (high, low) = (bytes(high), bytes(low));
+        let at = block * BLOCK..(block + 1) * BLOCK;
+        let (word_out, high_out, low_out) = (
+            &mut out.word[at.clone()],
+            &mut out.high[at.clone()],
+            &mut out.low[at],
+        );
+        // SAFETY: the three slices hold a block: 64, 32 and 32 bytes.
+        unsafe {
+            _mm256_storeu_si256(word_out.as_mut_ptr().cast(), words[0]);
+            _mm256_storeu_si256(word_out.as_mut_ptr().add(16).cast(), words[1]);
+            _mm256_storeu_si256(high_out.as_mut_ptr().cast(), high);
+            _mm256_storeu_si256(low_out.as_mut_ptr().cast(), low);
+        }
+        let mut parts = [0i32; 8];
+        // SAFETY: the array has 32 bytes.
+        unsafe { _mm256_storeu_si256(parts.as_mut_ptr().cast(), sums) };
+        out.scale[block] = scale;
+        out.sum[block] = scale * parts.iter().sum::<i32>() as f32;
+    }
+}
+
+/// Pointers to one row of rounded activations.
+#[derive(Clone, Copy)]
+struct RowPointers {
+    high: *const i8,
+    low: *const i8,
+    word: *const i16,
+    scale: *const f32,
+    sum: *const f32,
+}
+
+/// Products of a group with `NT` rows from `first` on; returns `NT`. The sums of a row are formed in one
+/// order, whatever `NT` is.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn group_products<const NT: usize>(
+    tiles: &Tiles,
+    group: usize,
+    x: &Rounded,
+    first: usize,
+    write: &mut impl FnMut(usize, [f32; LANES]),
+) -> usize {
+    let (columns, blocks) = (tiles.columns, tiles.columns / BLOCK);
+    let rows = std::array::from_fn::<_, NT, _>(|i| {
+        let (c, b) = ((first + i) * columns, (first + i) * blocks);
+        RowPointers {
+            high: x.high[c..c + columns].as_ptr(),
+            low: x.low[c..c + columns].as_ptr(),
+            word: x.word[c..c + columns].as_ptr(),
+            scale: x.scale[b..b + blocks].as_ptr(),
+            sum: x.sum[b..b + blocks].as_ptr(),
+        }
+    });
+    let group = tiles.group(group);
+    // SAFETY: each row has `columns` elements and `columns / 32` scales and sums, as sliced above; the group
+    // has as many tiles of the type's size.
+    let sums = unsafe {
+        match tiles.kind {
+            TensorType::Q4_0 => nibble_products::<NT, false>(group, blocks, rows),
+            TensorType::Q4_1 => nibble_products::<NT, true>(group, blocks, rows),
+            _ => byte_products::<NT>(group, blocks, rows),
+        }
+    };
+    for (i, sums) in sums.into_iter().enumerate() {
+        let mut out = [0f32; LANES];
+        store(&mut out, sums);
+        write(first + i, out);
+    }
+    NT
+}
+
+/// 4-bit tiles. Two `maddubs` of up to 15 * 127 add up in 16 bits over the 8 vectors: 30,480 < 32,768.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn nibble_products<const NT: usize, const MINIMA: bool>(
+    group: &[u8],
+    blocks: usize,
+    rows: [RowPointers; NT],
+) -> [__m256; NT] {
+    let (mask, one, eight) = (
+        _mm256_set1_epi8(15),
+        _mm256_set1_epi16(1),
+        _mm256_set1_ps(-8.0),
+    );
+    let tile_bytes = if MINIMA { 160 } else { 144 };
+    let mut sums = [_mm256_setzero_ps(); NT];
+    for block in 0..blocks {
+        // SAFETY: the caller's, for each pointer; prefetching may name any address.
+        unsafe {
+            let tile = group.as_ptr().add(block * tile_bytes);
+            for line in 0..3 {
+                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + 64 * line).cast());
+            }
+            let (mut high, mut low) = ([_mm256_setzero_si256(); NT], [_mm256_setzero_si256(); NT]);
+            for v in 0..4 {
+                let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(v));
+                let near = _mm256_and_si256(packed, mask);
+                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                for i in 0..NT {
+                    let four = |bytes: *const i8, at: usize| {
+                        _mm256_set1_epi32(bytes.cast::<i32>().add(block * 8 + at).read_unaligned())
+                    };
+                    let high_pair = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(near, four(rows[i].high, v)),
+                        _mm256_maddubs_epi16(far, four(rows[i].high, v + 4)),
+                    );
+                    let low_pair = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(near, four(rows[i].low, v)),
+                        _mm256_maddubs_epi16(far, four(rows[i].low, v + 4)),
+                    );
+                    high[i] = _mm256_add_epi16(high[i], high_pair);
+                    low[i] = _mm256_add_epi16(low[i], low_pair);
+                }
+            }
+            let scales = _mm256_cvtph_ps(_mm_loadu_si128(tile.add(128).cast()));
+            let minima = match MINIMA {
+                true => _mm256_cvtph_ps(_mm_loadu_si128(tile.add(144).cast())),
+                false => _mm256_mul_ps(scales, eight),
+            };
+            for i in 0..NT {
+                let high = _mm256_slli_epi32::<7>(_mm256_madd_epi16(high[i], one));
+                let products =
+                    _mm256_cvtepi32_ps(_mm256_add_epi32(high, _mm256_madd_epi16(low[i], one)));
+                let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*rows[i].scale.add(block)));
+                sums[i] = _mm256_fmadd_ps(minima, _mm256_set1_ps(*rows[i].sum.add(block)), sums[i]);
+                sums[i] = _mm256_fmadd_ps(products, scale, sums[i]);
+            }
+        }
+    }
+    sums
+}
+
+/// 8-bit tiles: weights widened to words, so that the activations keep their 15 bits at the same cost.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn byte_products<const NT: usize>(
+    group: &[u8],
+    blocks: usize,
+    rows: [RowPointers; NT],
+) -> [__m256; NT] {
+    let mut sums = [_mm256_setzero_ps(); NT];
+    for block in 0..blocks {
+        // SAFETY: the caller's, for each pointer; prefetching may name any address.
+        unsafe {
+            let tile = group.as_ptr().add(block * 272);
+            for line in 0..5 {
+                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + 64 * line).cast());
+            }
+            let mut products = [_mm256_setzero_si256(); NT];
+            for v in 0..16 {
+                let weights = _mm256_cvtepi8_epi16(_mm_loadu_si128(tile.cast::<__m128i>().add(v)));
+                for i in 0..NT {
+                    let pair = rows[i]
+                        .word
+                        .cast::<i32>()
+                        .add(block * 16 + v)
+                        .read_unaligned();
+                    products[i] = _mm256_add_epi32(
+                        products[i],
+                        _mm256_madd_epi16(weights, _mm256_set1_epi32(pair)),
+                    );
+                }
+            }
+            let scales = _mm256_cvtph_ps(_mm_loadu_si128(tile.add(256).cast()));
+            for i in 0..NT {
+                let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*rows[i].scale.add(block)));
+                sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[i]), scale, sums[i]);
+            }
+        }
+    }
+    sums
+}
+
+/// Attention of one head; its size is a multiple of 8.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn attend<E: CacheElement>(
+    q: &[f32],
+    cache: &HeadCache<'_, E>,
+    count: usize,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let token = Token(());
+    let (q8, dim) = (q.as_chunks::<8>().0, q.len());
+    let scale = 1.0 / (dim as f32).sqrt();
+    scores.clear();
+    for (keys, _, tokens) in cache.pages(count) {
+        for key in keys.chunks_exact(dim).take(tokens) {
+            let (mut even, mut odd) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+            let (pairs, last) = key.as_chunks::<8>().0.as_chunks::<2>();
+            let (q_pairs, q_last) = q8.as_chunks::<2>();
+            for (q, k) in q_pairs.iter().zip(pairs) {
+                even = _mm256_fmadd_ps(load(&q[0]), E::lanes(&k[0], token), even);
+                odd = _mm256_fmadd_ps(load(&q[1]), E::lanes(&k[1], token), odd);
+            }
+            for (q, k) in q_last.iter().zip(last) {
+                even = _mm256_fmadd_ps(load(q), E::lanes(k, token), even);
+            }
+            scores.push(add_lanes(_mm256_add_ps(even, odd)) * scale);
+        }
+    }
+    let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (scores8, rest) = scores.as_chunks_mut::<8>();
+    let mut sums = _mm256_setzero_ps();
+    for score in scores8 {
+        let e = exp(_mm256_sub_ps(load(score), _mm256_set1_ps(most)));
+        sums = _mm256_add_ps(sums, e);
+        store(score, e);
+    }
+    let mut sum = add_lanes(sums);
+    for score in rest {
+        *score = (*score - most).exp();
+        sum += *score;
+    }
+    // Up to 64 elements of the values' sum stay in registers.
+    for (part, out) in out.chunks_mut(64).enumerate() {
+        let out = out.as_chunks_mut::<8>().0;
+        let mut lanes = [_mm256_setzero_ps(); 8];
+        let mut weights = scores.iter();
+        for (_, values, tokens) in cache.pages(count) {
+            for (value, weight) in values.chunks_exact(dim).take(tokens).zip(&mut weights) {
+                let weight = _mm256_set1_ps(*weight);
+                let value = value.as_chunks::<8>().0.iter().skip(part * 8);
+                for (lane, value) in lanes.iter_mut().zip(value) {
+                    *lane = _mm256_fmadd_ps(weight, E::lanes(value, token), *lane);
+                }
+            }
+        }
+        for (out, lane) in out.iter_mut().zip(lanes) {
+            store(out, _mm256_div_ps(lane, _mm256_set1_ps(sum)));
+        }
+    }
+}

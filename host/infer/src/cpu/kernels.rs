@@ -1,0 +1,350 @@
+#![allow(
+    unsafe_code,
+    reason = "calls kernels that need CPU features, after those were detected"
+)]
+//! Which kernels this processor runs: each function picks the best version by a level detected once.
+
+use half::f16;
+
+use super::scalar;
+use super::tiles::{LANES, Rounded, RoundedRow, Tiles, round_row};
+use crate::memory::Plain;
+use crate::ops::PAGE_TOKENS;
+use crate::quant::TensorType;
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+
+/// What the processor can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Plain Rust.
+    Scalar,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Level {
+    /// The best level of this processor.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            return Self::Avx2;
+        }
+        Self::Scalar
+    }
+}
+
+/// An element of the KV cache.
+pub(crate) trait CacheElement: Plain {
+    fn widen(self) -> f32;
+    fn narrow(value: f32) -> Self;
+    /// Eight elements as f32 lanes.
+    #[cfg(target_arch = "x86_64")]
+    fn lanes(of: &[Self; 8], token: avx2::Token) -> std::arch::x86_64::__m256;
+}
+
+/// f16, by its bits.
+impl CacheElement for u16 {
+    fn widen(self) -> f32 {
+        f16::from_bits(self).to_f32()
+    }
+
+    fn narrow(value: f32) -> Self {
+        f16::from_f32(value).to_bits()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn lanes(of: &[Self; 8], token: avx2::Token) -> std::arch::x86_64::__m256 {
+        avx2::half_lanes(of, token)
+    }
+}
+
+impl CacheElement for f32 {
+    fn widen(self) -> f32 {
+        self
+    }
+
+    fn narrow(value: f32) -> Self {
+        value
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn lanes(of: &[Self; 8], token: avx2::Token) -> std::arch::x86_64::__m256 {
+        avx2::float_lanes(of, token)
+    }
+}
+
+/// The keys and values of one head of one sequence in one layer: page `table[i]` begins at
+/// `table[i] * stride + offset` and holds [`PAGE_TOKENS`] tokens of `head_dim` elements.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadCache<'a, E> {
+    pub(crate) keys: &'a [E],
+    pub(crate) values: &'a [E],
+    pub(crate) table: &'a [u32],
+    pub(crate) stride: usize,
+    pub(crate) offset: usize,
+    pub(crate) head_dim: usize,
+}
+
+impl<'a, E> HeadCache<'a, E> {
+    /// The pages of the first `count` positions: keys, values, and how many tokens of them count.
+    #[inline(always)]
+    pub(crate) fn pages(self, count: usize) -> impl Iterator<Item = (&'a [E], &'a [E], usize)> {
+        let size = PAGE_TOKENS * self.head_dim;
+        self.table
+            .iter()
+            .take(count.div_ceil(PAGE_TOKENS))
+            .enumerate()
+            .map(move |(index, page)| {
+                let start = *page as usize * self.stride + self.offset;
+                let tokens = (count - index * PAGE_TOKENS).min(PAGE_TOKENS);
+                (
+                    &self.keys[start..start + size],
+                    &self.values[start..start + size],
+                    tokens,
+                )
+            })
+    }
+}
+
+/// Rounds a row of activations; its length is a multiple of a block's.
+pub(crate) fn round(level: Level, x: &[f32], out: &mut RoundedRow<'_>) {
+    match level {
+        Level::Scalar => round_row(x, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 => unsafe { avx2::round_row(x, out) },
+    }
+}
+
+/// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
+pub(crate) fn group_products(
+    level: Level,
+    tiles: &Tiles,
+    group: usize,
+    x: &Rounded,
+    rows: usize,
+    mut write: impl FnMut(usize, [f32; LANES]),
+) {
+    match level {
+        Level::Scalar => {
+            for row in 0..rows {
+                write(row, scalar::group_product(tiles, group, x, row));
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            // Up to four rows at a time share the unpacked weights; more do not fit into the registers.
+            let mut row = 0;
+            while row < rows {
+                // SAFETY: the level was detected.
+                row += unsafe {
+                    match rows - row {
+                        1 => avx2::group_products::<1>(tiles, group, x, row, &mut write),
+                        2 => avx2::group_products::<2>(tiles, group, x, row, &mut write),
+                        3 => avx2::group_products::<3>(tiles, group, x, row, &mut write),
+                        _ => avx2::group_products::<4>(tiles, group, x, row, &mut write),
+                    }
+                };
+            }
+        }
+    }
+}
+
+/// The dot product of two vectors of f32.
+pub(crate) fn dot(level: Level, a: &[f32], b: &[f32]) -> f32 {
+    match level {
+        Level::Scalar => scalar::dot(a, b),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 => unsafe { avx2::dot(a, b) },
+    }
+}
+
+/// Widens a row of the file.
+pub(crate) fn dequantise(level: Level, kind: TensorType, bytes: &[u8], out: &mut [f32]) {
+    match (level, kind) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        (Level::Avx2, TensorType::F16) => unsafe { avx2::widen_halves(bytes, out) },
+        _ => kind.dequantise(bytes, out),
+    }
+}
+
+/// x / rms(x) * weight.
+pub(crate) fn rms_norm(level: Level, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    match level {
+        Level::Scalar => scalar::rms_norm(x, weight, epsilon, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 => unsafe { avx2::rms_norm(x, weight, epsilon, out) },
+    }
+}
+
+/// silu(gate) * up.
+pub(crate) fn gated_silu(level: Level, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    match level {
+        Level::Scalar => scalar::gated_silu(gate, up, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 => unsafe { avx2::gated_silu(gate, up, out) },
+    }
+}
+
+/// The sums over e = exp(x - most) of e and of e * (x - most).
+pub(crate) fn exp_sums(level: Level, x: &[f32], most: f32) -> (f64, f64) {
+    match level {
+        Level::Scalar => scalar::exp_sums(x, most),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 => unsafe { avx2::exp_sums(x, most) },
+    }
+}
+
+/// Attention of one head over the first `count` positions; `scores` is scratch.
+pub(crate) fn attend<E: CacheElement>(
+    level: Level,
+    q: &[f32],
+    cache: &HeadCache<'_, E>,
+    count: usize,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 if q.len().is_multiple_of(8) => unsafe {
+            avx2::attend(q, cache, count, scores, out)
+        },
+        _ => scalar::attend(q, cache, count, scores, out),
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::memory::HugeArena;
+    use crate::ops::Weights;
+    use proptest::prelude::*;
+
+    fn close(a: f32, b: f32, scale: f32) -> bool {
+        (a - b).abs() <= 1e-5 * scale.max(1e-3)
+    }
+
+    fn rounded(level: Level, x: &[f32], rows: usize) -> Rounded {
+        let columns = x.len() / rows;
+        let mut out = Rounded::default();
+        out.reset(rows, columns);
+        for row in 0..rows {
+            let (c, b) = (
+                row * columns..(row + 1) * columns,
+                row * columns / 32..(row + 1) * columns / 32,
+            );
+            let Rounded {
+                high,
+                low,
+                word,
+                scale,
+                sum,
+                ..
+            } = &mut out;
+            round(
+                level,
+                &x[c.clone()],
+                &mut RoundedRow {
+                    high: &mut high[c.clone()],
+                    low: &mut low[c.clone()],
+                    word: &mut word[c],
+                    scale: &mut scale[b.clone()],
+                    sum: &mut sum[b],
+                },
+            );
+        }
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+
+        #[test]
+        fn avx2_products_equal_the_plain_ones_and_a_row_never_depends_on_its_neighbours(
+            seed in prop::collection::vec(any::<u8>(), 34 * 3 * 16),
+            x in prop::collection::vec(-4f32..4.0, 96 * 7),
+        ) {
+            prop_assume!(Level::detect() == Level::Avx2);
+            for kind in [TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0] {
+                let (rows, columns) = (13, 96);
+                let mut bytes = seed[..rows * kind.row_bytes(columns)].to_vec();
+                for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+                    block[1] &= 0xb3;
+                    block[3] &= if kind == TensorType::Q4_1 { 0xb3 } else { 0xff };
+                }
+                let tiles = Tiles::pack(&Weights { kind, rows, columns, bytes: &bytes }, &mut HugeArena::default()).unwrap();
+                let act = rounded(Level::Avx2, &x, 7);
+                let plain = rounded(Level::Scalar, &x, 7);
+                prop_assert_eq!((&act.high, &act.low, &act.word), (&plain.high, &plain.low, &plain.word));
+                for group in 0..2 {
+                    let mut all = vec![[0f32; 8]; 7];
+                    group_products(Level::Avx2, &tiles, group, &act, 7, |row, products| all[row] = products);
+                    for row in 0..7 {
+                        let one = rounded(Level::Avx2, &x[row * 96..(row + 1) * 96], 1);
+                        group_products(Level::Avx2, &tiles, group, &one, 1, |_, products| assert_eq!(products, all[row]));
+                        let wanted = scalar::group_product(&tiles, group, &plain, row);
+                        for (a, b) in all[row].iter().zip(wanted) {
+                            prop_assert!(close(*a, b, 600.0), "{kind}: {a} {b}");
+                        }
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn avx2_vector_operations_equal_the_plain_ones(
+            a in prop::collection::vec(-30f32..30.0, 1..200), b in prop::collection::vec(-3f32..3.0, 200),
+        ) {
+            prop_assume!(Level::detect() == Level::Avx2);
+            let b = &b[..a.len()];
+            let (mut fast, mut plain) = (vec![0.0; a.len()], vec![0.0; a.len()]);
+            prop_assert!(close(dot(Level::Avx2, &a, b), scalar::dot(&a, b), 1e4));
+            rms_norm(Level::Avx2, &a, b, 1e-5, &mut fast);
+            scalar::rms_norm(&a, b, 1e-5, &mut plain);
+            prop_assert!(fast.iter().zip(&plain).all(|(x, y)| close(*x, *y, 50.0)));
+            gated_silu(Level::Avx2, &a, b, &mut fast);
+            scalar::gated_silu(&a, b, &mut plain);
+            prop_assert!(fast.iter().zip(&plain).all(|(x, y)| close(*x, *y, 90.0)), "{fast:?} {plain:?}");
+            let most = a.iter().copied().fold(f32::MIN, f32::max);
+            let (sums, wanted) = (exp_sums(Level::Avx2, &a, most), scalar::exp_sums(&a, most));
+            prop_assert!((sums.0 - wanted.0).abs() < 1e-5 * wanted.0 && (sums.1 - wanted.1).abs() < 1e-5 * wanted.0);
+        }
+
+        #[test]
+        fn avx2_attention_equals_the_plain_one(
+            q in prop::collection::vec(-2f32..2.0, 72), kv in prop::collection::vec(-2f32..2.0, 4 * 32 * 72), count in 1usize..96,
+        ) {
+            prop_assume!(Level::detect() == Level::Avx2);
+            let halves: Vec<u16> = kv.iter().map(|x| u16::narrow(*x)).collect();
+            let values: Vec<u16> = halves.iter().rev().copied().collect();
+            let table = [2, 0, 3];
+            let cache = HeadCache { keys: &halves, values: &values, table: &table, stride: 32 * 72, offset: 0, head_dim: 72 };
+            let (mut fast, mut plain, mut scratch) = (vec![0.0; 72], vec![0.0; 72], Vec::new());
+            attend(Level::Avx2, &q, &cache, count, &mut scratch, &mut fast);
+            scalar::attend(&q, &cache, count, &mut scratch, &mut plain);
+            prop_assert!(fast.iter().zip(&plain).all(|(x, y)| close(*x, *y, 5.0)), "{fast:?} {plain:?}");
+        }
+    }
+
+    #[test]
+    fn a_banned_logit_does_not_spoil_the_sums() {
+        for level in [Level::Scalar, Level::detect()] {
+            let (sum, weighted) = exp_sums(level, &[1.0, f32::NEG_INFINITY, 1.0], 1.0);
+            assert_eq!((sum, weighted), (2.0, 0.0));
+        }
+    }
+}

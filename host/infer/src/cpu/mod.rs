@@ -1,0 +1,508 @@
+#![allow(
+    unsafe_code,
+    reason = "threads write disjoint parts of one buffer; see `Parts`"
+)]
+//! The operations on a processor: repacked weights, rounded activations, a small pool of threads.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+pub(crate) mod kernels;
+mod matrix;
+mod pool;
+mod scalar;
+mod tiles;
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use crate::memory::{HugeArena, HugeSlice};
+use crate::model::Precision;
+use crate::ops::{CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Row, Weights, Write};
+use crate::{Error, Result};
+use kernels::{CacheElement, HeadCache, Level};
+use matrix::Matrix;
+use pool::Pool;
+use tiles::{BLOCK, Rounded, RoundedRow};
+
+/// A processor with a precision and an instruction set.
+pub(crate) struct Cpu {
+    precision: Precision,
+    level: Level,
+    arena: Mutex<HugeArena>,
+}
+
+impl Cpu {
+    pub(crate) fn new(precision: Precision, level: Level) -> Self {
+        Self {
+            precision,
+            level,
+            arena: Mutex::default(),
+        }
+    }
+}
+
+impl Device for Cpu {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Executor = CpuExecutor;
+
+    fn matrix(&self, parts: &[Weights<'_>]) -> Result<Matrix> {
+        let mut arena = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+        Matrix::load(parts, self.precision, &mut arena)
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn executor(&self, threads: usize) -> Result<CpuExecutor> {
+        let pool = Pool::new(threads)?;
+        let scratch = (0..pool.threads() * 4).map(|_| Mutex::default()).collect();
+        Ok(CpuExecutor {
+            level: self.level,
+            precision: self.precision,
+            pool,
+            rounded: Rounded::default(),
+            scratch,
+        })
+    }
+}
+
+/// Rows of f32.
+pub(crate) struct Buffer {
+    data: HugeSlice<f32>,
+    width: usize,
+}
+
+impl Buffer {
+    fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.width..(row + 1) * self.width]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let width = self.width;
+        &mut self.data.as_mut_slice()[row * width..(row + 1) * width]
+    }
+}
+
+/// The KV cache: in each layer, page and kv head, the keys (values) of the page's tokens one after another.
+pub(crate) enum Cache {
+    /// Half precision.
+    Half(Planes<u16>),
+    /// Single precision, for comparisons.
+    Single(Planes<f32>),
+}
+
+/// Keys and values of one element type.
+pub(crate) struct Planes<E> {
+    shape: CacheShape,
+    keys: HugeSlice<E>,
+    values: HugeSlice<E>,
+}
+
+impl<E: CacheElement> Planes<E> {
+    fn new(shape: CacheShape) -> Result<Self> {
+        let elements = shape.layers * shape.pages * shape.kv_heads * PAGE_TOKENS * shape.head_dim;
+        let plane = || {
+            HugeSlice::zeroed(elements)
+                .map_err(|error| Error::Device(format!("no memory for the KV cache: {error}")))
+        };
+        Ok(Self {
+            shape,
+            keys: plane()?,
+            values: plane()?,
+        })
+    }
+
+    fn page_stride(&self) -> usize {
+        self.shape.kv_heads * PAGE_TOKENS * self.shape.head_dim
+    }
+
+    fn store(&mut self, layer: usize, page: usize, slot: usize, k: &[f32], v: &[f32]) {
+        let (dim, stride) = (self.shape.head_dim, self.page_stride());
+        let base = (layer * self.shape.pages + page) * stride + slot * dim;
+        for (plane, source) in [
+            (self.keys.as_mut_slice(), k),
+            (self.values.as_mut_slice(), v),
+        ] {
+            for (head, source) in source.chunks_exact(dim).enumerate() {
+                let at = base + head * PAGE_TOKENS * dim;
+                for (to, from) in plane[at..at + dim].iter_mut().zip(source) {
+                    *to = E::narrow(*from);
+                }
+            }
+        }
+    }
+
+    fn head<'a>(&'a self, layer: usize, kv_head: usize, table: &'a [u32]) -> HeadCache<'a, E> {
+        let (dim, stride) = (self.shape.head_dim, self.page_stride());
+        let layer_start = layer * self.shape.pages * stride;
+        let layer_range = layer_start..layer_start + self.shape.pages * stride;
+        HeadCache {
+            keys: &self.keys[layer_range.clone()],
+            values: &self.values[layer_range],
+            table,
+            stride,
+            offset: kv_head * PAGE_TOKENS * dim,
+            head_dim: dim,
+        }
+    }
+}
+
+/// A slice that several threads write to, each to its own parts.
+struct Parts<T> {
+    start: *mut T,
+    len: usize,
+}
+
+// SAFETY: `part` makes the caller promise that parts do not overlap.
+unsafe impl<T: Send> Sync for Parts<T> {}
+
+impl<T> Parts<T> {
+    fn new(slice: &mut [T]) -> Self {
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+        }
+    }
+
+    /// # Safety
+    /// No two parts that live at once overlap, and the slice outlives them.
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "the parts are disjoint by the caller's promise"
+    )]
+    unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(
+            at <= self.len && len <= self.len - at,
+            "a part beyond its slice"
+        );
+        // SAFETY: in bounds by the assertion, disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}
+
+/// Runs operations on a pool of threads.
+pub(crate) struct CpuExecutor {
+    level: Level,
+    precision: Precision,
+    pool: Pool,
+    rounded: Rounded,
+    /// One for each task that may run at once: attention scores, or a widened row of weights.
+    scratch: Vec<Mutex<Vec<f32>>>,
+}
+
+impl CpuExecutor {
+    /// Cuts `count` things into one range for each of some tasks, a few for each thread, so that a thread that was held up
+    /// leaves its share to the others.
+    fn split(&self, count: usize) -> (usize, usize) {
+        let tasks = count.min(self.scratch.len()).max(1);
+        (tasks, count.div_ceil(tasks))
+    }
+
+    /// Rounds `rows` rows of `x` into `self.rounded`.
+    fn round(&mut self, x: &Buffer, rows: usize) -> Result<()> {
+        let (width, blocks, level) = (x.width, x.width / BLOCK, self.level);
+        let (tasks, share) = if rows < 8 {
+            (1, rows)
+        } else {
+            self.split(rows)
+        };
+        let rounded = &mut self.rounded;
+        rounded.reset(rows, width);
+        let (high, low, word) = (
+            Parts::new(&mut rounded.high),
+            Parts::new(&mut rounded.low),
+            Parts::new(&mut rounded.word),
+        );
+        let (scale, sum) = (Parts::new(&mut rounded.scale), Parts::new(&mut rounded.sum));
+        self.pool.run(tasks, &|task| {
+            for row in task * share..((task + 1) * share).min(rows) {
+                // SAFETY: each row is in one task's range, and its parts are its own.
+                let mut out = unsafe {
+                    RoundedRow {
+                        high: high.part(row * width, width),
+                        low: low.part(row * width, width),
+                        word: word.part(row * width, width),
+                        scale: scale.part(row * blocks, blocks),
+                        sum: sum.part(row * blocks, blocks),
+                    }
+                };
+                kernels::round(level, x.row(row), &mut out);
+            }
+        })
+    }
+
+    /// Calls `body(row, out[row])` for each row, on several threads where there are many rows.
+    fn each_row(
+        &mut self,
+        rows: usize,
+        out: &mut Buffer,
+        body: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Result<()> {
+        let width = out.width;
+        let (tasks, share) = if rows < 4 {
+            (1, rows)
+        } else {
+            self.split(rows)
+        };
+        let parts = Parts::new(out.data.as_mut_slice());
+        self.pool.run(tasks, &|task| {
+            for row in task * share..((task + 1) * share).min(rows) {
+                // SAFETY: each row is in one task's range.
+                body(row, unsafe { parts.part(row * width, width) });
+            }
+        })
+    }
+
+    fn attend<E: CacheElement>(
+        &mut self,
+        qkv: &Buffer,
+        rows: &[Row],
+        tables: &[&[u32]],
+        shape: HeadShape,
+        layer: usize,
+        planes: &Planes<E>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let (dim, group, width, level) = (
+            shape.head_dim,
+            shape.heads / shape.kv_heads,
+            out.width,
+            self.level,
+        );
+        let parts = Parts::new(out.data.as_mut_slice());
+        let scratch = &self.scratch;
+        // One unit of work is one head of one row. The units of a task are neighbours: heads that share keys.
+        let units = rows.len() * shape.heads;
+        let tasks = units.min(scratch.len()).max(1);
+        let share = units.div_ceil(tasks);
+        // Later rows of a prompt see more positions, so their units are dealt out in turns of a row.
+        let dealt = rows.len() >= tasks;
+        self.pool.run(tasks, &|task| {
+            let mut scores = scratch[task].lock().unwrap_or_else(PoisonError::into_inner);
+            let attend = |row: usize, head: usize, scores: &mut Vec<f32>| {
+                let Row {
+                    position, table, ..
+                } = rows[row];
+                let cache = planes.head(layer, head / group, tables[table as usize]);
+                // SAFETY: each head of each row is one unit, and each unit is in one task.
+                let out = unsafe { parts.part(row * width + head * dim, dim) };
+                let q = &qkv.row(row)[head * dim..(head + 1) * dim];
+                kernels::attend(level, q, &cache, position as usize + 1, scores, out);
+            };
+            if dealt {
+                for row in (task..rows.len()).step_by(tasks) {
+                    (0..shape.heads).for_each(|head| attend(row, head, &mut scores));
+                }
+            } else {
+                for unit in task * share..((task + 1) * share).min(units) {
+                    attend(unit / shape.heads, unit % shape.heads, &mut scores);
+                }
+            }
+        })
+    }
+}
+
+impl Executor for CpuExecutor {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Buffer = Buffer;
+    type Cache = Cache;
+
+    fn buffer(&self, rows: usize, width: usize) -> Result<Buffer> {
+        let data = HugeSlice::zeroed(rows * width).map_err(|error| {
+            Error::Device(format!("no memory for {rows} rows of {width}: {error}"))
+        })?;
+        Ok(Buffer { data, width })
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        Ok(match self.precision {
+            Precision::Fast => Cache::Half(Planes::new(shape)?),
+            Precision::Exact => Cache::Single(Planes::new(shape)?),
+        })
+    }
+
+    fn page_bytes(&self, shape: CacheShape) -> usize {
+        let element = if self.precision == Precision::Fast {
+            2
+        } else {
+            4
+        };
+        2 * shape.layers * shape.kv_heads * PAGE_TOKENS * shape.head_dim * element
+    }
+
+    fn embed(&mut self, table: &Matrix, rows: &[Row], out: &mut Buffer) -> Result<()> {
+        self.each_row(rows.len(), out, &|row, out| {
+            table.row(rows[row].token as usize, out)
+        })
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &Buffer,
+        rows: usize,
+        weight: &Vec<f32>,
+        epsilon: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let level = self.level;
+        self.each_row(rows, out, &|row, out| {
+            kernels::rms_norm(level, x.row(row), weight, epsilon, out)
+        })
+    }
+
+    fn matmul(
+        &mut self,
+        x: &Buffer,
+        rows: usize,
+        weights: &Matrix,
+        out: &mut Buffer,
+        write: Write,
+    ) -> Result<()> {
+        if weights.needs_rounding() {
+            self.round(x, rows)?;
+        }
+        let groups = weights.groups();
+        let (tasks, share) = self.split(groups);
+        let (level, rounded, scratch, width) =
+            (self.level, &self.rounded, &self.scratch, out.width);
+        let parts = Parts::new(out.data.as_mut_slice());
+        self.pool.run(tasks, &|task| {
+            let mut scratch = scratch[task].lock().unwrap_or_else(PoisonError::into_inner);
+            for group in task * share..((task + 1) * share).min(groups) {
+                weights.multiply(
+                    level,
+                    group,
+                    x.data.chunks_exact(x.width).take(rows),
+                    rounded,
+                    &mut scratch,
+                    |row, at, products| {
+                        // SAFETY: the columns of a group are its own, and each group is in one task.
+                        let out = unsafe { parts.part(row * width + at, products.len()) };
+                        match write {
+                            Write::Set => out.copy_from_slice(products),
+                            Write::Add => out
+                                .iter_mut()
+                                .zip(products)
+                                .for_each(|(out, product)| *out += product),
+                        }
+                    },
+                );
+            }
+        })
+    }
+
+    fn add_bias(&mut self, x: &mut Buffer, rows: usize, bias: &Vec<f32>) -> Result<()> {
+        for row in 0..rows {
+            x.row_mut(row)
+                .iter_mut()
+                .zip(bias)
+                .for_each(|(x, bias)| *x += bias);
+        }
+        Ok(())
+    }
+
+    fn rope(
+        &mut self,
+        qkv: &mut Buffer,
+        rows: usize,
+        shape: HeadShape,
+        angles: &[f32],
+    ) -> Result<()> {
+        let pairs = shape.rope_dim / 2;
+        self.each_row(rows, qkv, &|row, x| {
+            let (cosines, sines) =
+                angles[row * shape.rope_dim..(row + 1) * shape.rope_dim].split_at(pairs);
+            for head in x
+                .chunks_exact_mut(shape.head_dim)
+                .take(shape.heads + shape.kv_heads)
+            {
+                for ((pair, cos), sin) in head
+                    .as_chunks_mut::<2>()
+                    .0
+                    .iter_mut()
+                    .zip(cosines)
+                    .zip(sines)
+                {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                }
+            }
+        })
+    }
+
+    fn store_kv(
+        &mut self,
+        qkv: &Buffer,
+        rows: &[Row],
+        tables: &[&[u32]],
+        shape: HeadShape,
+        layer: usize,
+        cache: &mut Cache,
+    ) -> Result<()> {
+        let (q, kv) = (
+            shape.heads * shape.head_dim,
+            shape.kv_heads * shape.head_dim,
+        );
+        for (index, row) in rows.iter().enumerate() {
+            let (page, slot) = (
+                row.position as usize / PAGE_TOKENS,
+                row.position as usize % PAGE_TOKENS,
+            );
+            let page = tables
+                .get(row.table as usize)
+                .and_then(|table| table.get(page))
+                .copied();
+            let Some(page) = page.map(|page| page as usize) else {
+                return Err(Error::Device(format!(
+                    "position {} has no KV page",
+                    row.position
+                )));
+            };
+            let (k, v) = qkv.row(index)[q..q + 2 * kv].split_at(kv);
+            match cache {
+                Cache::Half(planes) => planes.store(layer, page, slot, k, v),
+                Cache::Single(planes) => planes.store(layer, page, slot, k, v),
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &Buffer,
+        rows: &[Row],
+        tables: &[&[u32]],
+        shape: HeadShape,
+        layer: usize,
+        cache: &Cache,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        match cache {
+            Cache::Half(planes) => self.attend(qkv, rows, tables, shape, layer, planes, out),
+            Cache::Single(planes) => self.attend(qkv, rows, tables, shape, layer, planes, out),
+        }
+    }
+
+    fn gated_silu(&mut self, x: &Buffer, rows: usize, out: &mut Buffer) -> Result<()> {
+        let level = self.level;
+        self.each_row(rows, out, &|row, out| {
+            let (gate, up) = x.row(row).split_at(out.len());
+            kernels::gated_silu(level, gate, up, out);
+        })
+    }
+
+    fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<()> {
+        self.each_row(rows.len(), out, &|row, out| {
+            out.copy_from_slice(x.row(rows[row]))
+        })
+    }
+
+    fn read(&mut self, x: &Buffer, rows: usize, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        out.extend_from_slice(&x.data[..rows * x.width]);
+        Ok(())
+    }
+}

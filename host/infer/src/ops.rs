@@ -1,0 +1,171 @@
+//! The operations that a model's graph is made of. The graph (`llama`) is written once over these traits; a
+//! device implements them: `cpu` now, CUDA beside it.
+//!
+//! A [`Device`] keeps weights, which many executors share. An [`Executor`] runs one step at a time and owns
+//! what a step writes to: buffers of activations and the KV cache. All numbers between operations are f32.
+//!
+//! Every operation treats each row by itself and in the same order of sums, however many rows there are:
+//! what a request gets does not depend on what else is in the batch.
+
+use crate::Result;
+use crate::quant::TensorType;
+
+/// A matrix as it lies in the model's file.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    pub(crate) kind: TensorType,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Where weights live.
+pub(crate) trait Device: Send + Sync + 'static {
+    /// A matrix in the order that the device's kernels read.
+    type Matrix: Send + Sync + 'static;
+    /// A short vector of f32, as a norm's weights.
+    type Vector: Send + Sync + 'static;
+    /// What runs the operations.
+    type Executor: Executor<Matrix = Self::Matrix, Vector = Self::Vector>;
+
+    /// Loads a matrix. Several parts of the same width are stacked to one, so that one pass serves them all.
+    fn matrix(&self, parts: &[Weights<'_>]) -> Result<Self::Matrix>;
+    /// Loads a vector.
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
+    /// An executor with `threads` threads, where the device has such (0: as many as it has cores).
+    fn executor(&self, threads: usize) -> Result<Self::Executor>;
+}
+
+/// The shape of a model's KV cache. Keys and values lie in pages of [`PAGE_TOKENS`] tokens, each page in all layers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheShape {
+    pub(crate) layers: usize,
+    pub(crate) pages: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+}
+
+/// Tokens in a page of the KV cache.
+pub(crate) const PAGE_TOKENS: usize = 32;
+
+/// One token of a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) token: u32,
+    /// Its place in its sequence.
+    pub(crate) position: u32,
+    /// Which of the step's page tables is its sequence's.
+    pub(crate) table: u32,
+    pub(crate) output: Output,
+}
+
+/// What a step is to give for a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Nothing: its keys and values are kept, that is all.
+    None,
+    /// The logits of the token after it.
+    Logits,
+    /// Its last hidden state, after the final norm.
+    Hidden,
+}
+
+/// Which heads lie where in a row of the fused q-k-v product: `heads` of q, then `kv_heads` of k, then of v.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeadShape {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// Elements of a head that are rotated; the rest pass.
+    pub(crate) rope_dim: usize,
+}
+
+impl HeadShape {
+    /// Elements of a row of q, k and v.
+    pub(crate) fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+/// Whether a product replaces what is there or is added to it (the residual stream).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Write {
+    Set,
+    Add,
+}
+
+/// Runs operations on `rows` rows of its buffers.
+pub(crate) trait Executor: Send + 'static {
+    type Matrix;
+    type Vector;
+    /// Rows of f32 activations of one width.
+    type Buffer: Send;
+    /// Keys and values of all pages in all layers.
+    type Cache: Send;
+
+    /// A zeroed buffer.
+    fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer>;
+    /// A cache of this shape; [`Self::page_bytes`] says what a page of it costs.
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+    /// Bytes of one page in all layers.
+    fn page_bytes(&self, shape: CacheShape) -> usize;
+
+    /// out[row] = the table's row of each token.
+    fn embed(&mut self, table: &Self::Matrix, rows: &[Row], out: &mut Self::Buffer) -> Result<()>;
+    /// out[row] = x[row] / rms(x[row]) * weight, with rms(x) = sqrt(mean(x^2) + epsilon) (arXiv:1910.07467).
+    fn rms_norm(
+        &mut self,
+        x: &Self::Buffer,
+        rows: usize,
+        weight: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// out[row] = weights · x[row], set or added.
+    fn matmul(
+        &mut self,
+        x: &Self::Buffer,
+        rows: usize,
+        weights: &Self::Matrix,
+        out: &mut Self::Buffer,
+        write: Write,
+    ) -> Result<()>;
+    /// x[row] += bias.
+    fn add_bias(&mut self, x: &mut Self::Buffer, rows: usize, bias: &Self::Vector) -> Result<()>;
+    /// Rotates the q and k heads of each row by its angles. `angles[row]` holds `rope_dim / 2` cosines, then as many
+    /// sines; element pairs are neighbours, as GGUF files of this family store them (arXiv:2104.09864).
+    fn rope(
+        &mut self,
+        qkv: &mut Self::Buffer,
+        rows: usize,
+        shape: HeadShape,
+        angles: &[f32],
+    ) -> Result<()>;
+    /// Keeps each row's k and v at its position in its sequence's pages.
+    fn store_kv(
+        &mut self,
+        qkv: &Self::Buffer,
+        rows: &[Row],
+        tables: &[&[u32]],
+        shape: HeadShape,
+        layer: usize,
+        cache: &mut Self::Cache,
+    ) -> Result<()>;
+    /// out[row] = causal attention of the row's q heads over positions 0..=position of its sequence.
+    fn attention(
+        &mut self,
+        qkv: &Self::Buffer,
+        rows: &[Row],
+        tables: &[&[u32]],
+        shape: HeadShape,
+        layer: usize,
+        cache: &Self::Cache,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// out[row] = silu(gate) * up, where a row of `x` holds gate and then up (arXiv:2002.05202).
+    fn gated_silu(&mut self, x: &Self::Buffer, rows: usize, out: &mut Self::Buffer) -> Result<()>;
+    /// out[i] = x[rows[i]].
+    fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<()>;
+    /// Copies the first `rows` rows to the host.
+    fn read(&mut self, x: &Self::Buffer, rows: usize, out: &mut Vec<f32>) -> Result<()>;
+}
