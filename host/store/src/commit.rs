@@ -41,14 +41,19 @@ impl Commit {
 
     /// Blocks this thread until the batch is durable. Not for asynchronous tasks.
     pub fn wait(self) -> Result<()> {
-        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-        let mut context = Context::from_waker(&waker);
-        let mut commit = pin!(self);
-        loop {
-            match commit.as_mut().poll(&mut context) {
-                Poll::Ready(result) => return result,
-                Poll::Pending => std::thread::park(),
-            }
+        block_on(self)
+    }
+}
+
+/// Runs a future on this thread, which sleeps in between.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(result) => return result,
+            Poll::Pending => std::thread::park(),
         }
     }
 }
