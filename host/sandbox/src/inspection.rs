@@ -1,115 +1,176 @@
-//! The inspection of one segment of text, and what may leave of it.
+//! The inspection of one segment of text by one stage.
+
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use wasmtime::component::ResourceAny;
 
 use crate::call::CallContext;
-use crate::contract::compliance::{Edit, Verdict};
+use crate::contract::compliance::Verdict;
+use crate::exports::ComplianceExports;
 use crate::failure::Failure;
-use crate::stage::Stage;
+use crate::held::Held;
+use crate::imports::Context;
+use crate::instance::Live;
+use crate::permits::Waiting;
+use crate::stage::{Stage, StageInner};
+use crate::verify;
 
-/// One segment of text under inspection by one stage. Holds its instance until it is dropped.
+/// One segment of text under inspection. It holds its instance from the first push until it is
+/// dropped; in a stage of fresh isolation the drop is what cleans up, so drop it after what was
+/// settled is on its way.
 pub struct Inspection {
-    pub(crate) stage: Stage,
-    pub(crate) context: CallContext,
+    stage: Arc<StageInner>,
+    context: CallContext,
+    state: State,
+    held: Held,
+}
+
+enum State {
+    /// Nothing was pushed yet, and there is no instance.
+    New,
+    Open(Box<Live>, ResourceAny),
+    /// The last verdict was given; a fresh instance stays until the inspection is dropped.
+    Finished(
+        #[allow(dead_code, reason = "kept to be dropped with the inspection")] Option<Box<Live>>,
+    ),
+    Failed(Failure),
 }
 
 impl Inspection {
-    /// More text. The verdict has been checked against the contract; its offsets count bytes of
-    /// the segment's original text over all pushes. After a failure the inspection is over: every
-    /// later push and finish gives the same failure again.
-    pub fn push(&mut self, _chunks: &[&str]) -> Result<Verdict, Failure> {
-        Err(Failure::Unavailable {
-            why: format!("{} {:?}", self.stage.name(), self.context),
-        })
+    pub(crate) fn new(stage: &Stage, context: &CallContext) -> Inspection {
+        Inspection {
+            stage: stage.inner.clone(),
+            context: context.clone(),
+            state: State::New,
+            held: Held::default(),
+        }
     }
 
-    /// [`push`](Inspection::push) for any stage.
-    pub async fn push_async(&mut self, _chunks: &[&str]) -> Result<Verdict, Failure> {
-        Err(Failure::Unavailable {
-            why: "not yet".into(),
-        })
+    /// More text; chunks break anywhere between characters. The verdict has been checked against
+    /// the contract; its offsets count bytes of the segment over all pushes. After a failure the
+    /// inspection is over: every later push and finish gives the same failure again.
+    pub fn push(&mut self, chunks: &[&str]) -> Result<Verdict, Failure> {
+        self.stage.at_once()?;
+        now(self.step(Some(chunks), Waiting::Block))
     }
 
-    /// The segment is complete.
+    /// [`push`](Inspection::push) for any stage. It waits for a free instance without blocking.
+    pub async fn push_async(&mut self, chunks: &[&str]) -> Result<Verdict, Failure> {
+        self.step(Some(chunks), Waiting::Await).await
+    }
+
+    /// The segment is complete. Unless the verdict blocks or regenerates, all of it is settled.
     pub fn finish(&mut self) -> Result<Verdict, Failure> {
-        Err(Failure::Unavailable {
-            why: "not yet".into(),
-        })
+        self.stage.at_once()?;
+        now(self.step(None, Waiting::Block))
     }
 
     /// [`finish`](Inspection::finish) for any stage.
     pub async fn finish_async(&mut self) -> Result<Verdict, Failure> {
-        Err(Failure::Unavailable {
-            why: "not yet".into(),
-        })
+        self.step(None, Waiting::Await).await
     }
 
     /// Bytes pushed so far.
     #[must_use]
     pub fn pushed(&self) -> u32 {
-        0
+        self.held.end()
     }
 
     /// Bytes settled so far.
     #[must_use]
     pub fn settled(&self) -> u32 {
-        0
+        self.held.start()
+    }
+
+    /// A push, or the finish where there are no chunks.
+    async fn step(&mut self, chunks: Option<&[&str]>, how: Waiting) -> Result<Verdict, Failure> {
+        match &self.state {
+            State::Failed(failure) => return Err(failure.clone()),
+            State::Finished(_) => {
+                return Err(Failure::Invalid {
+                    why: "the inspection is finished".into(),
+                });
+            }
+            State::New | State::Open(..) => {}
+        }
+        let answer = self.try_step(chunks, how).await;
+        self.stage.count(&answer);
+        if let Err(failure) = &answer {
+            // The instance goes with the old state.
+            self.state = State::Failed(failure.clone());
+        }
+        answer
+    }
+
+    async fn try_step(
+        &mut self,
+        chunks: Option<&[&str]>,
+        how: Waiting,
+    ) -> Result<Verdict, Failure> {
+        let stage = self.stage.clone();
+        let exports = stage.compliance()?;
+        let limits = stage.shared.spec.limits;
+        if let State::New = self.state {
+            self.state = self.open(exports, how).await?;
+        }
+        let State::Open(live, inspection) = &mut self.state else {
+            return Err(Failure::Invalid {
+                why: "the inspection is over".into(),
+            });
+        };
+        let verdict: Verdict = match chunks {
+            Some(chunks) => {
+                let more: usize = chunks.iter().map(|chunk| chunk.len()).sum();
+                if more > (u32::MAX - self.held.end()) as usize {
+                    return Err(Failure::Oversized {
+                        what: "a segment of 4 GiB and more".into(),
+                    });
+                }
+                for chunk in chunks {
+                    self.held.push(chunk);
+                }
+                live.call(&exports.push, (*inspection, chunks)).await?
+            }
+            None => live.call(&exports.finish, (*inspection,)).await?,
+        };
+        verify::verdict(&verdict, &self.held, chunks.is_none(), &limits)?;
+        self.held.forget(verdict.settled);
+        if chunks.is_none() {
+            self.close().await;
+        }
+        Ok(verdict)
+    }
+
+    async fn open(&self, exports: &ComplianceExports, how: Waiting) -> Result<State, Failure> {
+        let mut live = self.stage.instance(&self.context, how).await?;
+        let inspection: ResourceAny = live.call_plain(&exports.new, (Context::lend(),)).await?;
+        Ok(State::Open(Box::new(live), inspection))
+    }
+
+    /// After the finish: a warm instance goes back to the others, a fresh one stays where it is,
+    /// so that cleaning it up does not keep the last verdict waiting.
+    async fn close(&mut self) {
+        let State::Open(mut live, inspection) =
+            std::mem::replace(&mut self.state, State::Finished(None))
+        else {
+            return;
+        };
+        if self.stage.is_warm() {
+            if live.drop_resource(inspection).await.is_ok() {
+                self.stage.give_back(*live);
+            }
+        } else {
+            self.state = State::Finished(Some(live));
+        }
     }
 }
 
-/// Text that a stage has not settled yet: what was pushed and has not left.
-///
-/// ```text
-/// let mut held = Held::default();
-/// held.push(chunk);
-/// let verdict = inspection.push(&[chunk])?;
-/// let leaves: String = held.settle(&verdict);   // edits applied
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct Held {
-    text: String,
-    /// Offset in the segment's original text of the first byte of `text`.
-    start: u32,
-}
-
-impl Held {
-    /// Adds pushed text.
-    pub fn push(&mut self, chunk: &str) {
-        self.text.push_str(chunk);
-    }
-
-    /// What is still held, as it was pushed.
-    #[must_use]
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// The offset in the segment's original text of the first held byte: all before it has left.
-    #[must_use]
-    pub fn start(&self) -> u32 {
-        self.start
-    }
-
-    /// Takes what the verdict settles out of the held text, with its edits applied.
-    pub fn settle(&mut self, verdict: &Verdict) -> String {
-        let settled = verdict.settled.saturating_sub(self.start) as usize;
-        let rest = self.text.split_off(settled.min(self.text.len()));
-        let leaves = std::mem::replace(&mut self.text, rest);
-        let out = apply(&leaves, self.start, &verdict.edits);
-        self.start = verdict.settled.max(self.start);
-        out
-    }
-}
-
-/// Applies edits to a piece of text that begins at offset `start` of its segment.
-fn apply(text: &str, start: u32, edits: &[Edit]) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut at = 0;
-    for edit in edits {
-        let from = edit.span.start.saturating_sub(start) as usize;
-        let to = edit.span.end.saturating_sub(start) as usize;
-        out.push_str(text.get(at..from).unwrap_or_default());
-        out.push_str(&edit.replacement);
-        at = to;
-    }
-    out.push_str(text.get(at..).unwrap_or_default());
-    out
+/// The result of a future that does not wait, as those of plain stages do not.
+pub(crate) fn now<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    future.now_or_never().unwrap_or_else(|| {
+        Err(Failure::Unavailable {
+            why: "the call waits for the host".into(),
+        })
+    })
 }

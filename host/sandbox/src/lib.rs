@@ -7,16 +7,30 @@
 //! ask of the host goes through the [`Services`] trait.
 
 mod actor;
+mod budget;
+mod cache;
 mod call;
+mod config;
 pub mod contract;
+mod engine;
 mod error;
+mod exports;
 mod failure;
+mod fault;
+mod held;
+mod image;
+mod imports;
 mod inspection;
+mod instance;
 mod manifest;
+mod permits;
+mod plugin;
 mod sandbox;
 mod services;
 mod spec;
 mod stage;
+mod state;
+mod verify;
 
 pub use actor::{DeploymentActor, MonitorActor, MonitorOptions};
 pub use call::{CallContext, Direction};
@@ -32,9 +46,11 @@ pub use contract::types::{ErrorKind, Finding, Label, Measure, Span, StageError};
 pub use contract::validation::{Judgement, Origin, Outcome, Repair, Sample, Segment};
 pub use error::{Error, Result};
 pub use failure::Failure;
-pub use inspection::{Held, Inspection};
-pub use manifest::{Capability, Manifest};
-pub use sandbox::{PluginInfo, Sandbox, SandboxOptions};
+pub use held::{Held, apply};
+pub use inspection::Inspection;
+pub use manifest::{Capability, Manifest, SECTION};
+pub use plugin::PluginInfo;
+pub use sandbox::{Sandbox, SandboxOptions};
 pub use services::Services;
 pub use spec::{FailurePolicy, Grant, InferenceGrant, Isolation, Limits, StageSpec, StateGrant};
 pub use stage::{Stage, StageStats};
