@@ -105,7 +105,7 @@ fn compare(
     mut reopen: impl FnMut(Box<dyn Store>) -> Box<dyn Store>,
 ) {
     let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-    let mut set = |model: &mut BTreeMap<_, _>, key: Vec<u8>, value: Option<Vec<u8>>| match value {
+    let set = |model: &mut BTreeMap<_, _>, key: Vec<u8>, value: Option<Vec<u8>>| match value {
         Some(value) => model.insert(key, value),
         None => model.remove(&key),
     };

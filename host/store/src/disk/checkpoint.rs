@@ -51,6 +51,8 @@ pub(super) fn run(shared: &Shared) {
                 };
                 shared.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
                 waiting.into_iter().for_each(|waker| waker.wake());
+                // It may be waiting to set the next table aside.
+                shared.wake_committer();
             }
             Err(error) => {
                 if !told {

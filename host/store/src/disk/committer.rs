@@ -26,6 +26,8 @@ pub(super) struct Committer<'a> {
     first: u64,
     batches: u32,
     last_write: Instant,
+    /// Set while no new journal file can be made.
+    no_rotation_before: Option<Instant>,
     /// Whether the one write after closing was tried.
     closing: bool,
 }
@@ -47,6 +49,7 @@ impl<'a> Committer<'a> {
             first: 0,
             batches: 0,
             last_write: Instant::now(),
+            no_rotation_before: None,
             closing: false,
         }
     }
@@ -56,7 +59,7 @@ impl<'a> Committer<'a> {
         while let Some(group) = self.take() {
             let result = self.write();
             self.settle(group, result);
-            if self.batches == 0 && self.journal.len() >= self.shared.options.journal_bytes {
+            if self.must_rotate(&self.shared.state.read()) {
                 self.rotate();
             }
         }
@@ -71,14 +74,23 @@ impl<'a> Committer<'a> {
             if state.closed && (self.closing || !self.has_work(&state)) {
                 return None;
             }
-            let early = state.frame.len() > EARLY || idle >= self.shared.options.idle_flush;
+            let early = !state.waiting.is_empty()
+                || state.frame.len() > EARLY
+                || idle >= self.shared.options.idle_flush;
             let retry = self.batches > 0 && idle >= RETRY;
-            if state.closed || !state.tickets.is_empty() || retry || (state.batches > 0 && early) {
+            let rotate = self.must_rotate(&state);
+            if state.closed
+                || !state.tickets.is_empty()
+                || retry
+                || rotate
+                || (state.batches > 0 && early)
+            {
                 self.closing = state.closed;
                 return Some(self.take_queue(&mut state));
             }
             let wait = match (self.batches > 0, state.batches > 0) {
                 (true, _) => Some(RETRY.saturating_sub(idle)),
+                _ if self.no_rotation_before.is_some() => Some(RETRY),
                 (false, true) => Some(self.shared.options.idle_flush.saturating_sub(idle)),
                 (false, false) => None,
             };
@@ -88,6 +100,18 @@ impl<'a> Committer<'a> {
                 None => thread::park(),
             }
         }
+    }
+
+    /// Whether the journal file or the table is full and the last table is out of the way. (While
+    /// it is not, both grow; the checkpointer wakes this thread when it is done.)
+    fn must_rotate(&self, state: &State) -> bool {
+        let full = self.shared.options.journal_bytes;
+        (self.journal.len() >= full || state.table.bytes() as u64 >= 2 * full)
+            && self.batches == 0
+            && state.leaving.is_none()
+            && self
+                .no_rotation_before
+                .is_none_or(|time| Instant::now() >= time)
     }
 
     fn has_work(&self, state: &State) -> bool {
@@ -173,14 +197,11 @@ impl<'a> Committer<'a> {
         }
     }
 
-    /// Sets the table aside and begins a new journal file, unless the last table is still on its
-    /// way: then the file grows. What is queued now is in that table and goes into the new file; so
-    /// the table may leave only when that is durable too, and those few batches may be replayed
-    /// once more, which changes nothing: they are replayed in order with all that came after.
+    /// Sets the table aside and begins a new journal file. What is queued now is in that table and
+    /// goes into the new file; so the table may leave only when that is durable too, and those few
+    /// batches may be replayed once more, which changes nothing: they are replayed in order with all
+    /// that came after.
     fn rotate(&mut self) {
-        if self.shared.state.read().leaving.is_some() {
-            return;
-        }
         let dir = self.shared.dir.join("journal");
         let new = match Journal::create(
             &dir,
@@ -190,9 +211,11 @@ impl<'a> Committer<'a> {
             Ok(new) => new,
             Err(error) => {
                 tracing::warn!(%error, "no new journal file: the old one grows");
+                self.no_rotation_before = Some(Instant::now() + RETRY);
                 return;
             }
         };
+        self.no_rotation_before = None;
         let old = std::mem::replace(&mut self.journal, new);
         let mut state = self.shared.state.write();
         let table = Arc::new(std::mem::take(&mut state.table));

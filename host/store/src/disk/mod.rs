@@ -385,6 +385,9 @@ impl Shared {
         }
         if let Some(context) = context {
             state.waiting.push(context.waker().clone());
+            drop(state);
+            // Room comes only from a write or a rotation: see that one is on its way.
+            self.wake_committer();
         }
         Poll::Pending
     }
