@@ -72,7 +72,13 @@ pub struct QuickstartArgs {
 #[derive(Debug, ClapArgs)]
 pub struct ServeArgs {
     /// The config file
-    #[arg(long, short, default_value = "millgate.toml", env = "MILLGATE_CONFIG", value_name = "FILE")]
+    #[arg(
+        long,
+        short,
+        default_value = "millgate.toml",
+        env = "MILLGATE_CONFIG",
+        value_name = "FILE"
+    )]
     pub config: PathBuf,
     #[command(flatten)]
     pub data: DataArgs,
@@ -97,7 +103,12 @@ pub struct ProcessArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// What is logged, such as `info` or `millgate_ops=debug`
-    #[arg(long, env = "MILLGATE_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "MILLGATE_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     pub log: String,
 }
 
@@ -125,7 +136,12 @@ pub struct ChatArgs {
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "model_file"])]
     pub server: Option<String>,
     /// The API key for the server
-    #[arg(long, env = "MILLGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MILLGATE_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
     pub key: Option<String>,
     /// The config file for a conversation in this process [default: quickstart's]
     #[arg(long, short, value_name = "FILE")]
@@ -164,10 +180,20 @@ pub enum TracesCommand {
 #[derive(Debug, ClapArgs)]
 pub struct TracesSource {
     /// The running server; its data folder is read directly when it is not running
-    #[arg(long, default_value = "http://127.0.0.1:8080", env = "MILLGATE_SERVER", value_name = "URL")]
+    #[arg(
+        long,
+        default_value = "http://127.0.0.1:8080",
+        env = "MILLGATE_SERVER",
+        value_name = "URL"
+    )]
     pub server: String,
     /// The API key for the server
-    #[arg(long, env = "MILLGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MILLGATE_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
     pub key: Option<String>,
     /// Print JSON
     #[arg(long)]
@@ -184,9 +210,15 @@ pub struct TracesListArgs {
     /// Only this model
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// Only this outcome: served, blocked, failed, cancelled
-    #[arg(long, value_name = "OUTCOME")]
-    pub outcome: Option<String>,
+    /// Only those in which this stage ran (with --verdict: had that verdict)
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// Only those with this verdict of a stage: pass, edit, block, …
+    #[arg(long, value_name = "VERDICT")]
+    pub verdict: Option<String>,
+    /// Only those that ended so: stop, length, blocked, rejected, cancelled, error, …
+    #[arg(long, value_name = "END")]
+    pub finish: Option<String>,
     #[command(flatten)]
     pub source: TracesSource,
 }

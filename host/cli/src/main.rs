@@ -3,9 +3,15 @@
 
 mod args;
 mod bench;
+mod client;
 mod commands;
 mod folders;
 mod models;
+mod open;
+mod serving;
+mod storage;
+mod system;
+mod words;
 
 use std::process::ExitCode;
 

@@ -1,17 +1,35 @@
 //! One file for each command.
 
+mod audit;
+mod chat;
+mod check;
+mod doctor;
 mod model;
+mod plugin;
+mod quickstart;
+mod serve;
+mod traces;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, BenchCommand, Command};
+use crate::bench;
 
 /// Runs the command; the exit code is the process's.
 pub fn run(args: Args) -> Result<ExitCode> {
     match args.command {
+        Command::Quickstart(args) => quickstart::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Traces(command) => traces::run(command),
+        Command::Plugin(command) => plugin::run(command),
         Command::Model(command) => model::run(command),
-        _ => anyhow::bail!("soon"),
+        Command::Bench(BenchCommand::Stage(args)) => bench::stage(args),
+        Command::Bench(BenchCommand::Gateway(args)) => bench::gateway(args),
+        Command::Audit(command) => audit::run(command),
+        Command::Doctor(args) => doctor::run(args),
     }
 }

@@ -24,7 +24,11 @@ fn pull(args: ModelPullArgs) -> Result<ExitCode> {
     } else {
         "already here"
     };
-    println!("{}: {how}, SHA-256 verified\n  {}", args.name, found.path.display());
+    println!(
+        "{}: {how}, SHA-256 verified\n  {}",
+        args.name,
+        found.path.display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -44,7 +48,12 @@ fn list(args: ModelListArgs) -> Result<ExitCode> {
             || format!("not here; get it: millgate model pull {}", model.name),
             |path| path.display().to_string(),
         );
-        println!("{}  {:.0} MB  {}", model.name, model.bytes as f64 / 1e6, model.licence);
+        println!(
+            "{}  {:.0} MB  {}",
+            model.name,
+            model.bytes as f64 / 1e6,
+            model.licence
+        );
         println!("  {}\n  {place}", model.about);
     }
     if args.json {

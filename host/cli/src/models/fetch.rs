@@ -121,8 +121,12 @@ pub fn download(
     let bar = bar(length.or(expected_bytes).unwrap_or(0), label);
     bar.set_position(start);
     let mut reader = bar.wrap_read(response.into_body().into_reader());
-    std::io::copy(&mut reader, &mut file)
-        .with_context(|| format!("the download from {} broke off; run the command again, it goes on where it stopped", host_of(url)))?;
+    std::io::copy(&mut reader, &mut file).with_context(|| {
+        format!(
+            "the download from {} broke off; run the command again, it goes on where it stopped",
+            host_of(url)
+        )
+    })?;
     file.sync_all()?;
     drop(file);
     bar.finish_and_clear();

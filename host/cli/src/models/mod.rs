@@ -9,5 +9,5 @@ mod fetch;
 mod library;
 mod pypi;
 
-pub use catalogue::{CATALOGUE, KnownModel, known};
-pub use library::{Found, Library};
+pub use catalogue::{CATALOGUE, known};
+pub use library::Library;

@@ -255,8 +255,7 @@ mod tests {
 
     #[test]
     fn indexes_are_read_from_a_pip_config() {
-        let text =
-            "[global]\nindex-url = https://one/simple\nextra-index-url = https://two https://three\n";
+        let text = "[global]\nindex-url = https://one/simple\nextra-index-url = https://two https://three\n";
         assert_eq!(
             index_urls_of(text),
             ["https://one/simple", "https://two", "https://three"]

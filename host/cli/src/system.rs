@@ -1,10 +1,13 @@
-//! What a process used: CPU time, resident memory, and the core that it is held to.
+//! The machine and its processes: CPU time, resident memory, cores, free disk space.
 #![allow(
     unsafe_code,
-    reason = "clock_getcpuclockid and sched_setaffinity have no safe wrapper here"
+    reason = "these system calls have no safe wrapper among our dependencies; each call is explained"
 )]
 
+use std::ffi::CString;
 use std::mem;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -66,6 +69,25 @@ pub fn resident_mib(pid: u32) -> Result<f64> {
         .and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
         .context("/proc/PID/status has no VmRSS")?;
     Ok(kib / 1024.0)
+}
+
+/// Asks a process to stop (SIGTERM). One that has ended already is no error.
+pub fn terminate(pid: u32) {
+    // SAFETY: sends a signal; touches no memory.
+    unsafe { libc::kill(pid.cast_signed(), libc::SIGTERM) };
+}
+
+/// Bytes that may still be written to the file system of `path`.
+#[must_use]
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: `statvfs` is plain data for which all zeroes is valid; the call writes it and reads
+    // a string that ends in a zero byte.
+    let stat = unsafe {
+        let mut stat: libc::statvfs = mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &mut stat) == 0).then_some(stat)?
+    };
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]

@@ -1,0 +1,154 @@
+//! From a config file and a data folder to what the platform is started with.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use millgate_ops::config::{self, Config, Problem};
+use millgate_ops::{Environment, PluginSource};
+use millgate_sandbox::{Sandbox, SandboxOptions};
+
+use crate::models::{Library, known};
+
+/// A config file, a data folder, and what the command line says in place of the config.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The config file.
+    pub config: PathBuf,
+    /// The data folder.
+    pub data: PathBuf,
+    /// A GGUF file for the config's local model: `FILE`, or `NAME=FILE` where there are several.
+    pub model: Option<PathBuf>,
+}
+
+/// Why a config cannot be used.
+pub enum LoadError {
+    /// Everything that is wrong with it, in the order of its text.
+    Problems(Vec<Problem>),
+    /// Something else: it cannot be read, say.
+    Other(anyhow::Error),
+}
+
+impl Setup {
+    /// Reads and checks the config, against its plugins too.
+    pub fn load(&self) -> Result<Config, LoadError> {
+        let sandbox = sandbox(&self.data).map_err(LoadError::Other)?;
+        let mut config = check(&self.config, &sandbox)?;
+        self.override_model(&mut config).map_err(LoadError::Other)?;
+        Ok(config)
+    }
+
+    /// [`load`](Self::load) for commands that end with the problems' text.
+    pub fn load_or_explain(&self) -> Result<Config> {
+        self.load().map_err(|error| match error {
+            LoadError::Problems(problems) => anyhow::anyhow!(explain(&problems)),
+            LoadError::Other(error) => error,
+        })
+    }
+
+    /// What the platform needs beside the config.
+    pub fn environment(&self) -> Environment {
+        let library = Library::of(&self.data);
+        Environment {
+            data: self.data.clone(),
+            plugins: plugins(&self.config),
+            models: Arc::new(move |name: &str| local_file(&library, name)),
+        }
+    }
+
+    fn override_model(&self, config: &mut Config) -> Result<()> {
+        let Some(given) = &self.model else {
+            return Ok(());
+        };
+        let text = given.to_string_lossy();
+        let named = text
+            .split_once('=')
+            .filter(|(name, _)| config.models.contains_key(*name));
+        let (name, file) = match named {
+            Some((name, file)) => (name.to_owned(), PathBuf::from(file)),
+            None => {
+                let local: Vec<&String> = config
+                    .models
+                    .iter()
+                    .filter(|(_, model)| model.upstream.is_none())
+                    .map(|(name, _)| name)
+                    .collect();
+                match local.as_slice() {
+                    [one] => ((*one).clone(), given.clone()),
+                    [] => bail!("--model: the config has no local model to replace"),
+                    _ => bail!(
+                        "--model: the config has several local models; say which: --model NAME=FILE"
+                    ),
+                }
+            }
+        };
+        // Relative to the working directory, as everything on the command line.
+        let file = std::path::absolute(&file)?;
+        if !file.is_file() {
+            bail!("--model: there is no file {}", file.display());
+        }
+        if let Some(model) = config.models.get_mut(&name) {
+            model.pull = None;
+            model.path = Some(file);
+        }
+        Ok(())
+    }
+}
+
+/// Checks a config file.
+pub fn check(path: &Path, sandbox: &Sandbox) -> Result<Config, LoadError> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| {
+            format!(
+                "cannot read {}; name another file with --config, or try `millgate quickstart`",
+                path.display()
+            )
+        })
+        .map_err(LoadError::Other)?;
+    let plugins = plugins(path);
+    config::check_with_plugins(&text, path, &plugins.catalog(sandbox)).map_err(LoadError::Problems)
+}
+
+/// All problems, one after the other, and how many there are.
+pub fn explain(problems: &[Problem]) -> String {
+    let mut text = String::new();
+    for problem in problems {
+        text.push_str(&format!("{problem}\n"));
+    }
+    let errors = if problems.len() == 1 {
+        "error"
+    } else {
+        "errors"
+    };
+    format!(
+        "the config cannot be used\n{text}{} {errors}",
+        problems.len()
+    )
+}
+
+/// The first-party plugins, and files beside the config.
+pub fn plugins(config: &Path) -> PluginSource {
+    let folder = config.parent().unwrap_or_else(|| Path::new(""));
+    PluginSource::new(
+        millgate_plugins::all()
+            .iter()
+            .map(|plugin| (plugin.name, plugin.wasm)),
+        folder,
+    )
+}
+
+/// A sandbox whose compiled plugins are kept with the data.
+pub fn sandbox(data: &Path) -> Result<Sandbox> {
+    Ok(Sandbox::new(SandboxOptions::new(data.join("cache")))?)
+}
+
+fn local_file(library: &Library, name: &str) -> Result<PathBuf, String> {
+    let Some(model) = known(name) else {
+        return Err(format!(
+            "no model is called \"{name}\"; `millgate model list` prints those that can be pulled"
+        ));
+    };
+    library
+        .find(model)
+        .ok_or_else(|| format!("it is not here; fetch it: millgate model pull {name}"))
+}

@@ -1,0 +1,51 @@
+//! The data folder opened without a server, for commands that only read.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use millgate_ops::Traces;
+use millgate_store::{AuditLog, Blobs, SledOptions, SledStore, Store};
+
+/// A data folder's store.
+pub struct Storage {
+    data: PathBuf,
+    store: Arc<dyn Store>,
+}
+
+impl Storage {
+    /// Opens it. A running server holds it for itself.
+    pub fn open(data: &Path) -> Result<Self> {
+        let path = data.join("store");
+        if !path.exists() {
+            bail!(
+                "{} holds no data yet; name another folder with --data",
+                data.display()
+            );
+        }
+        let store = SledStore::open(&path, SledOptions::default()).with_context(|| {
+            format!(
+                "cannot open {}; a running server holds it for itself",
+                path.display()
+            )
+        })?;
+        Ok(Self {
+            data: data.to_owned(),
+            store: Arc::new(store),
+        })
+    }
+
+    /// The traces in it.
+    pub fn traces(&self) -> Result<Traces> {
+        let blobs = Blobs::open(self.data.join("blobs"))?;
+        Ok(Traces::open(self.store.clone(), Arc::new(blobs))?)
+    }
+
+    /// The audit log in it.
+    pub fn audit(&self) -> Result<AuditLog> {
+        Ok(AuditLog::open(
+            self.store.clone(),
+            self.data.join("audit.key"),
+        )?)
+    }
+}
