@@ -25,6 +25,7 @@ wit_bindgen::generate!({
         }
     ",
     world: "hostile:plugin/hostile",
+    generate_all,
 });
 
 use exports::millgate::stage::compliance::{self as c, Decision, Edit, Refusal, Verdict};
