@@ -7,6 +7,7 @@
 //! ask of the host goes through the [`Services`] trait.
 
 mod actor;
+pub mod bench;
 mod budget;
 mod cache;
 mod call;
@@ -22,7 +23,9 @@ mod image;
 mod imports;
 mod inspection;
 mod instance;
+pub mod invariance;
 mod manifest;
+mod memory;
 mod permits;
 mod plugin;
 mod sandbox;
@@ -49,6 +52,7 @@ pub use failure::Failure;
 pub use held::{Held, apply};
 pub use inspection::Inspection;
 pub use manifest::{Capability, Manifest, SECTION};
+pub use memory::MemoryServices;
 pub use plugin::PluginInfo;
 pub use sandbox::{Sandbox, SandboxOptions};
 pub use services::Services;
