@@ -9,6 +9,7 @@
 //! graph needs) -> `cpu` (those operations on a processor) -> `sampling` (logits to a token) -> `output`
 //! (tokens to text that may leave).
 
+mod chat;
 mod cpu;
 mod engine;
 mod error;
@@ -21,6 +22,7 @@ mod quant;
 mod request;
 #[cfg(test)]
 mod testing;
+mod tokenizer;
 
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};

@@ -94,3 +94,10 @@ impl GgufBuilder {
         out
     }
 }
+
+/// Opens a file of these bytes.
+pub(crate) fn open(bytes: &[u8]) -> crate::Result<crate::gguf::Gguf> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    crate::gguf::Gguf::open(file.path())
+}

@@ -1,0 +1,430 @@
+//! Text to token ids and back, from the vocabulary in the model's file.
+//!
+//! Special tokens are found here, before the byte-pair encoding, and only where the caller says that the text
+//! may hold them: text from a user never turns into `<|im_end|>`, whatever it says.
+
+use std::collections::HashMap;
+
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{SplitDelimiterBehavior, Tokenizer as Bpe};
+
+use crate::gguf::{Gguf, Value};
+use crate::{Error, Result};
+
+/// `tokenizer.ggml.token_type`: a token that only templates write.
+const CONTROL: i64 = 3;
+/// `tokenizer.ggml.token_type`: a token that is found in any text before the encoding.
+const USER_DEFINED: i64 = 4;
+
+/// Control tokens that end an answer in some family of models, beside the ones that the file's keys name.
+const END_NAMES: [&str; 8] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "</s>",
+];
+
+/// A vocabulary and its encoding.
+pub(crate) struct Tokenizer {
+    bpe: Bpe,
+    /// Each token's bytes: `bytes[ends[id - 1]..ends[id]]`.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    /// Tokens that are found as a whole, longest first; the flag says that they are control tokens.
+    whole: Vec<(String, u32, bool)>,
+    control: Vec<bool>,
+    longest: usize,
+    end: Vec<u32>,
+    /// The token before every text, where the model wants one.
+    first: Option<u32>,
+    beginning: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads the `tokenizer.ggml.*` keys.
+    pub(crate) fn read(gguf: &Gguf) -> Result<Self> {
+        match gguf.string("tokenizer.ggml.model")? {
+            "gpt2" => {}
+            other => {
+                return Err(Error::Unsupported(format!(
+                    "the tokenizer `{other}` (`tokenizer.ggml.model`); byte-level BPE (`gpt2`) is supported"
+                )));
+            }
+        }
+        let tokens = strings(gguf, "tokenizer.ggml.tokens")?;
+        let kinds = match gguf.get("tokenizer.ggml.token_type") {
+            None => vec![1; tokens.len()],
+            Some(_) => integers(gguf, "tokenizer.ggml.token_type")?,
+        };
+        if kinds.len() != tokens.len() || tokens.is_empty() || tokens.len() > 1 << 24 {
+            return Err(Error::Gguf(format!(
+                "`tokenizer.ggml.tokens` has {} entries and `tokenizer.ggml.token_type` {}",
+                tokens.len(),
+                kinds.len()
+            )));
+        }
+        let split = gguf.optional_string("tokenizer.ggml.pre")?.unwrap_or_else(|| {
+            tracing::warn!("the file does not name its pre-tokenizer (`tokenizer.ggml.pre`): taking GPT-2's");
+            "gpt-2"
+        });
+        let llama3 = matches!(split, "llama-bpe" | "llama3" | "llama-v3");
+        let bpe = byte_pairs(
+            &tokens,
+            &strings(gguf, "tokenizer.ggml.merges")?,
+            pre_tokenizer(split)?,
+            llama3,
+        )?;
+
+        let alphabet: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
+        let (mut bytes, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, (token, kind)) in (0u32..).zip(tokens.iter().zip(&kinds)) {
+            let plain = !matches!(*kind, CONTROL | USER_DEFINED);
+            if !plain && !token.is_empty() {
+                whole.push(((*token).to_owned(), id, *kind == CONTROL));
+            }
+            let mut buffer = [0; 4];
+            for c in token.chars() {
+                match alphabet.get(&c) {
+                    Some(byte) if plain => bytes.push(*byte),
+                    _ => bytes.extend_from_slice(c.encode_utf8(&mut buffer).as_bytes()),
+                }
+            }
+            ends.push(bytes.len());
+        }
+        whole.sort_by(|a, b| b.0.len().cmp(&a.0.len()));
+
+        let id_of = |key: &str| -> Result<Option<u32>> {
+            match gguf.optional_u32(key)? {
+                Some(id) if id as usize >= tokens.len() => Err(Error::Gguf(format!(
+                    "the key `{key}` is {id}, beyond the vocabulary of {}",
+                    tokens.len()
+                ))),
+                id => Ok(id),
+            }
+        };
+        let beginning = id_of("tokenizer.ggml.bos_token_id")?;
+        let mut end = Vec::new();
+        for key in ["eos", "eot", "eom"] {
+            end.extend(id_of(&format!("tokenizer.ggml.{key}_token_id"))?);
+        }
+        end.extend(
+            whole
+                .iter()
+                .filter(|(name, _, control)| *control && END_NAMES.contains(&name.as_str()))
+                .map(|w| w.1),
+        );
+        end.sort_unstable();
+        end.dedup();
+        let add_first = gguf
+            .optional_bool("tokenizer.ggml.add_bos_token")?
+            .unwrap_or(llama3);
+        let longest = ends
+            .iter()
+            .scan(0, |start, end| Some(end - std::mem::replace(start, *end)))
+            .max()
+            .unwrap_or(1);
+        Ok(Self {
+            bpe,
+            bytes,
+            ends,
+            whole,
+            control: kinds.iter().map(|kind| *kind == CONTROL).collect(),
+            longest,
+            end,
+            first: beginning.filter(|_| add_first),
+            beginning,
+        })
+    }
+
+    /// Number of tokens.
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Bytes of the longest token.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Whether the token ends an answer.
+    pub(crate) fn is_end(&self, id: u32) -> bool {
+        self.end.binary_search(&id).is_ok()
+    }
+
+    /// The token that the model wants before every text.
+    pub(crate) fn first(&self) -> Option<u32> {
+        self.first
+    }
+
+    /// The text of the beginning-of-text and end-of-text tokens, which templates may name.
+    pub(crate) fn named(&self, gguf: &Gguf) -> Result<(String, String)> {
+        let end = gguf.optional_u32("tokenizer.ggml.eos_token_id")?;
+        let text = |id: Option<u32>| {
+            id.map(|id| String::from_utf8_lossy(self.token_bytes(id)).into_owned())
+        };
+        Ok((
+            text(self.beginning).unwrap_or_default(),
+            text(end).unwrap_or_default(),
+        ))
+    }
+
+    /// The texts of all control tokens.
+    pub(crate) fn control_texts(&self) -> impl Iterator<Item = &str> {
+        self.whole
+            .iter()
+            .filter(|(_, _, control)| *control)
+            .map(|(text, _, _)| text.as_str())
+    }
+
+    /// The bytes of a token; none for an id beyond the vocabulary.
+    pub(crate) fn token_bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let start = if id == 0 {
+            0
+        } else {
+            self.ends.get(id - 1).copied().unwrap_or(0)
+        };
+        self.ends
+            .get(id)
+            .and_then(|end| self.bytes.get(start..*end))
+            .unwrap_or_default()
+    }
+
+    /// Whether templates alone write this token.
+    pub(crate) fn is_control(&self, id: u32) -> bool {
+        self.control.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// Token ids of a text; `special` finds control tokens in it.
+    pub(crate) fn encode(&self, text: &str, special: bool) -> Vec<u32> {
+        let mut out = Vec::new();
+        self.encode_parts(text, special, |part| part.into(), &mut out);
+        out
+    }
+
+    /// Cuts a text at its whole tokens, and encodes what lies between them as `clean` gives it back.
+    pub(crate) fn encode_parts<'t>(
+        &self,
+        text: &'t str,
+        special: bool,
+        clean: impl Fn(&'t str) -> std::borrow::Cow<'t, str>,
+        out: &mut Vec<u32>,
+    ) {
+        let (mut start, mut at) = (0, 0);
+        while at < text.len() {
+            let rest = &text[at..];
+            let found = self
+                .whole
+                .iter()
+                .find(|(token, _, control)| (special || !control) && rest.starts_with(token));
+            match found {
+                Some((token, id, _)) => {
+                    self.encode_plain(&clean(&text[start..at]), out);
+                    out.push(*id);
+                    at += token.len();
+                    start = at;
+                }
+                None => at += rest.chars().next().map_or(1, char::len_utf8),
+            }
+        }
+        self.encode_plain(&clean(&text[start..]), out);
+    }
+
+    fn encode_plain(&self, text: &str, out: &mut Vec<u32>) {
+        if text.is_empty() {
+            return;
+        }
+        match self.bpe.encode_fast(text, false) {
+            Ok(encoding) => out.extend_from_slice(encoding.get_ids()),
+            // Byte-pair encoding without dropout has no way to fail; the type says that it might.
+            Err(error) => tracing::error!(%error, "a text could not be encoded"),
+        }
+    }
+
+    /// The text of token ids, without control tokens.
+    pub(crate) fn decode(&self, tokens: &[u32]) -> String {
+        let plain = tokens.iter().filter(|id| !self.is_control(**id));
+        let bytes: Vec<u8> = plain
+            .flat_map(|id| self.token_bytes(*id))
+            .copied()
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// An array of strings.
+fn strings<'a>(gguf: &'a Gguf, key: &str) -> Result<Vec<&'a str>> {
+    let values = gguf.array(key)?.iter().map(|value| match value {
+        Value::String(text) => Ok(text.as_str()),
+        _ => Err(Error::Gguf(format!(
+            "the key `{key}` is not an array of strings"
+        ))),
+    });
+    values.collect()
+}
+
+/// An array of whole numbers.
+fn integers(gguf: &Gguf, key: &str) -> Result<Vec<i64>> {
+    let values = gguf.array(key)?.iter().map(|value| match value {
+        Value::Signed(number) => Ok(*number),
+        Value::Unsigned(number) => Ok(i64::try_from(*number).unwrap_or(i64::MAX)),
+        _ => Err(Error::Gguf(format!(
+            "the key `{key}` is not an array of whole numbers"
+        ))),
+    });
+    values.collect()
+}
+
+fn byte_pairs(
+    tokens: &[&str],
+    merges: &[&str],
+    split: PreTokenizerWrapper,
+    ignore_merges: bool,
+) -> Result<Bpe> {
+    let vocabulary: tokenizers::models::bpe::Vocab = tokens
+        .iter()
+        .zip(0u32..)
+        .map(|(token, id)| ((*token).to_owned(), id))
+        .collect();
+    let mut pairs = Vec::with_capacity(merges.len());
+    for merge in merges {
+        let Some((left, right)) = merge.split_once(' ') else {
+            return Err(Error::Gguf(format!(
+                "`tokenizer.ggml.merges`: `{merge}` is not two parts"
+            )));
+        };
+        pairs.push((left.to_owned(), right.to_owned()));
+    }
+    let model = BPE::builder()
+        .vocab_and_merges(vocabulary, pairs)
+        .ignore_merges(ignore_merges)
+        .build();
+    let mut bpe =
+        Bpe::new(model.map_err(|error| Error::Gguf(format!("`tokenizer.ggml.merges`: {error}")))?);
+    bpe.with_pre_tokenizer(Some(split));
+    Ok(bpe)
+}
+
+/// How text is cut into words, by the name that converters give it (llama.cpp's `convert_hf_to_gguf_update.py`).
+/// The expressions are those of the models' published tokenizers.
+fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper> {
+    let digits = match name {
+        "gpt-2" | "gpt2" | "default" => return Ok(ByteLevel::new(false, true, true).into()),
+        "smollm" => {
+            let parts = vec![
+                Digits::new(true).into(),
+                ByteLevel::new(false, true, true).into(),
+            ];
+            return Ok(Sequence::new(parts).into());
+        }
+        "llama-bpe" | "llama3" | "llama-v3" => r"\p{N}{1,3}",
+        "qwen2" | "deepseek-r1-qwen" => r"\p{N}",
+        other => {
+            return Err(Error::Unsupported(format!(
+                "the pre-tokenizer `{other}` (`tokenizer.ggml.pre`); supported are smollm, gpt-2, llama-bpe and qwen2"
+            )));
+        }
+    };
+    let words = format!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    );
+    let split = Split::new(
+        SplitPattern::Regex(words),
+        SplitDelimiterBehavior::Isolated,
+        false,
+    )
+    .map_err(|error| Error::Unsupported(format!("the pre-tokenizer `{name}`: {error}")))?;
+    Ok(Sequence::new(vec![
+        split.into(),
+        ByteLevel::new(false, true, false).into(),
+    ])
+    .into())
+}
+
+/// GPT-2's alphabet: the character that stands for each byte in a vocabulary.
+fn byte_alphabet() -> [char; 256] {
+    let mut hidden = 0x100u32;
+    std::array::from_fn(|byte| {
+        let byte = byte as u8;
+        if matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) {
+            return char::from(byte);
+        }
+        hidden += 1;
+        char::from_u32(hidden - 1).unwrap_or('\u{fffd}')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{GgufBuilder, open};
+
+    /// A vocabulary of all bytes, two merges and two special tokens.
+    fn small() -> Tokenizer {
+        let mut tokens: Vec<String> = byte_alphabet().iter().map(char::to_string).collect();
+        tokens.extend(["ab", "abc", "<|end|>", "<|end", "<tool>"].map(String::from));
+        let mut kinds = vec![1; 258];
+        kinds.extend([3, 3, 4]);
+        let file = GgufBuilder::new()
+            .string("tokenizer.ggml.model", "gpt2")
+            .string("tokenizer.ggml.pre", "gpt-2")
+            .strings("tokenizer.ggml.tokens", &tokens)
+            .strings("tokenizer.ggml.merges", &["a b", "ab c"])
+            .i32s("tokenizer.ggml.token_type", &kinds)
+            .u32("tokenizer.ggml.eos_token_id", 258);
+        Tokenizer::read(&open(&file.build()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn special_tokens_are_found_only_where_they_may_be_and_the_longest_wins() {
+        let tokenizer = small();
+        assert_eq!(
+            tokenizer.encode("abc<|end|>ab<|end", true),
+            [257, 258, 256, 259]
+        );
+        assert_eq!(tokenizer.encode("abc<tool>", false), [257, 260]);
+        let plain = tokenizer.encode("abc<|end|>", false);
+        assert!(plain.len() == 8 && !plain.contains(&258));
+        assert!(tokenizer.is_end(258) && !tokenizer.is_end(257));
+    }
+
+    #[test]
+    fn any_text_comes_back() {
+        let tokenizer = small();
+        for text in ["", "abc abcab", "naïve 日本 👩‍👩‍👧", "\0\t\r\n  x", "<|end|>"]
+        {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text, false)), text);
+        }
+        assert_eq!(tokenizer.decode(&[258, 97, 100_000]), "a");
+    }
+
+    #[test]
+    fn an_unknown_tokenizer_is_named() {
+        let file = GgufBuilder::new()
+            .string("tokenizer.ggml.model", "rwkv")
+            .build();
+        let error = Tokenizer::read(&open(&file).unwrap())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("`rwkv`"), "{error}");
+        assert!(
+            pre_tokenizer("tekken")
+                .unwrap_err()
+                .to_string()
+                .contains("`tekken`")
+        );
+        for known in ["llama-bpe", "qwen2", "smollm", "gpt-2"] {
+            assert!(pre_tokenizer(known).is_ok());
+        }
+    }
+}
