@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 /// The first-party plugins: folders beside this one.
-const PLUGINS: [&str; 1] = ["pii"];
+const PLUGINS: [&str; 4] = ["pii", "drift", "canary", "overlap"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

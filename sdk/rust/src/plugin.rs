@@ -5,7 +5,7 @@
     reason = "a static cell for a guest that has one thread; see `Cell`"
 )]
 
-use core::cell::RefCell;
+use core::cell::UnsafeCell;
 
 use serde::de::DeserializeOwned;
 
@@ -35,31 +35,36 @@ pub trait Installed: Plugin {
     fn cell() -> &'static Cell<Self>;
 }
 
-/// The place of the one configured plugin of a component.
+/// The place of the one configured plugin of a component. It keeps no count of borrows: a count
+/// would be written at every call, to a page of the instance's fresh memory that is otherwise only
+/// read.
 #[doc(hidden)]
-pub struct Cell<P>(RefCell<Option<P>>);
+pub struct Cell<P>(UnsafeCell<Option<P>>);
 
 // SAFETY: a component is entered by one thread at a time, and never while it waits for a call that
-// it made itself: the component model refuses re-entrance. Natively nothing puts a value in here
-// but the exports of `guest`, which nobody calls there.
+// it made itself: the component model refuses re-entrance. The methods are called by the exports of
+// `guest` alone, one in each, so no reference outlives its call or meets another. Natively nobody
+// calls those exports.
 unsafe impl<P> Sync for Cell<P> {}
 
 impl<P> Cell<P> {
     /// An empty cell.
     #[must_use]
     pub const fn new() -> Self {
-        Cell(RefCell::new(None))
+        Cell(UnsafeCell::new(None))
     }
 
     pub(crate) fn set(&self, plugin: P) {
-        *self.0.borrow_mut() = Some(plugin);
+        // SAFETY: see `Sync`.
+        unsafe { *self.0.get() = Some(plugin) };
     }
 
     pub(crate) fn with<T>(
         &self,
         call: impl FnOnce(&P) -> Result<T, StageError>,
     ) -> Result<T, StageError> {
-        match &*self.0.borrow() {
+        // SAFETY: see `Sync`.
+        match unsafe { &*self.0.get() } {
             Some(plugin) => call(plugin),
             None => Err(not_configured()),
         }
@@ -69,7 +74,8 @@ impl<P> Cell<P> {
         &self,
         call: impl FnOnce(&mut P) -> Result<T, StageError>,
     ) -> Result<T, StageError> {
-        match &mut *self.0.borrow_mut() {
+        // SAFETY: see `Sync`.
+        match unsafe { &mut *self.0.get() } {
             Some(plugin) => call(plugin),
             None => Err(not_configured()),
         }

@@ -6,6 +6,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::types::offset;
 use crate::{
@@ -138,8 +139,17 @@ pub struct Held {
 
 /// A window: the text that is shown, and the part of it that counts.
 struct Piece {
-    shown: core::ops::Range<usize>,
-    counts: core::ops::Range<usize>,
+    shown: Range<usize>,
+    counts: Range<usize>,
+}
+
+impl Piece {
+    /// Whether what starts at an offset counts. Where nothing is shown behind the part that counts,
+    /// an empty span at its end does too.
+    fn counts(&self, start: usize) -> bool {
+        self.counts.contains(&start)
+            || (start == self.counts.end && self.counts.end == self.shown.end)
+    }
 }
 
 impl Held {
@@ -148,7 +158,7 @@ impl Held {
     }
 
     /// The text of a range of the segment.
-    fn slice(&self, range: core::ops::Range<usize>) -> &str {
+    fn slice(&self, range: Range<usize>) -> &str {
         self.text
             .get(range.start - self.base..range.end - self.base)
             .unwrap_or_default()
@@ -264,10 +274,7 @@ fn advance<P: Windowed>(
         held.judged = true;
         let checked = plugin.check(&held.segment, held.slice(piece.shown.clone()));
         let at = piece.shown.start;
-        let end = held.end();
-        let counts = |start: usize| {
-            piece.counts.contains(&start) || (start == piece.counts.end && start == end)
-        };
+        let counts = |start: usize| piece.counts(start);
         let decided = !matches!(checked.decision, Decision::Pass);
 
         for mut finding in checked.findings {

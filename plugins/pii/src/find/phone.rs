@@ -206,6 +206,9 @@ fn judge(written: &Written) -> Option<(f32, &'static str)> {
     match groups {
         [10] if north_american(digits) => Some((0.1, "ten digits")),
         [7..=13] => Some((WEAK, "digits in one piece")),
+        // Six digits are a number in pairs or halves; otherwise rather of a house and something.
+        [2, 2, 2] | [3, 3] => Some((WEAK, "digits in groups")),
+        _ if count == 6 => None,
         _ if shaped && count <= 13 => Some((WEAK, "digits in groups")),
         _ => None,
     }

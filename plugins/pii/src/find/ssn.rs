@@ -37,6 +37,11 @@ pub fn find(cursor: &Cursor<'_>, start: usize) -> Option<Candidate> {
         return None;
     }
     let (score, evidence) = match separator {
+        // Blanks also stand between numbers that have nothing to do with each other.
+        Some(b' ') => (
+            0.3,
+            "three, two and four digits in a range that is issued, with blanks",
+        ),
         Some(_) => (0.5, "three, two and four digits in a range that is issued"),
         None => (0.05, "nine digits in a range that is issued"),
     };
@@ -73,7 +78,8 @@ mod tests {
     #[test]
     fn numbers_in_issued_ranges_are_found() {
         assert_eq!(score("308-63-0237"), Some(0.5));
-        assert_eq!(score("308 63 0237."), Some(0.5));
+        assert_eq!(score("308.63.0237."), Some(0.5));
+        assert_eq!(score("308 63 0237."), Some(0.3));
         assert_eq!(score("308630237"), Some(0.05));
     }
 
