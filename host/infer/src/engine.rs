@@ -1,8 +1,24 @@
 //! The engine: a model that runs on a thread of its own and serves many requests at once.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
-use crate::{Error, Event, GenerateRequest, Model, Result, TokenScore};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::llama::SessionOptions;
+use crate::ops::PAGE_TOKENS;
+use crate::output::Output;
+use crate::sampling::Sampler;
+use crate::scheduler::{EXTRA_OUTPUTS, Scheduler};
+use crate::sequence::{Generating, Goal, Sequence, text_of};
+use crate::{Error, Event, GenerateRequest, Model, Priority, Prompt, Result, TokenScore};
+
+/// Most strings of `stop` and of `ban`, and most bytes of each.
+const MOST_STRINGS: usize = 64;
+const LONGEST_STRING: usize = 4096;
+/// Most alternatives with a token.
+const MOST_LOGPROBS: u8 = 20;
 
 /// How an engine is set up.
 #[derive(Debug, Clone)]
@@ -13,7 +29,7 @@ pub struct EngineOptions {
     pub max_sequences: usize,
     /// Requests that may wait beyond those; one more is refused with [`Error::QueueFull`].
     pub queue: usize,
-    /// Memory for the keys and values of all requests, in bytes.
+    /// Memory for the keys and values of all requests, in bytes. It is taken from the system as it is used.
     pub kv_bytes: usize,
     /// Prompt tokens computed in one step, so that a long prompt does not stall the other requests.
     pub prefill_chunk: usize,
@@ -44,11 +60,11 @@ pub struct Stats {
     pub cancelled: u64,
     /// Requests refused because the queue was full.
     pub refused: u64,
-    /// Requests set back to free KV memory for older ones.
+    /// Times that a request was set back to free KV memory for an older one.
     pub preempted: u64,
-    /// Prompt tokens computed since the start.
+    /// Prompt tokens computed since the start, recomputed ones included.
     pub prompt_tokens: u64,
-    /// Tokens generated since the start.
+    /// Tokens generated since the start, those of rewinds included.
     pub generated_tokens: u64,
     /// KV memory in use, in bytes.
     pub kv_bytes_used: usize,
@@ -56,62 +72,361 @@ pub struct Stats {
     pub kv_bytes_total: usize,
 }
 
-/// A handle to a running engine; clones share it. The engine ends when the last handle is dropped.
+/// What handles and the engine's thread share.
+pub(crate) struct Shared {
+    pub(crate) inbox: Mutex<Inbox>,
+    pub(crate) wake: Condvar,
+    pub(crate) counts: Counts,
+}
+
+/// Requests on their way to the thread.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    pub(crate) arrived: Vec<Sequence>,
+    /// Requests in the engine: arrived, waiting or active.
+    pub(crate) inside: usize,
+    numbers: u64,
+    /// The last handle is gone.
+    pub(crate) closing: bool,
+    /// The thread has ended.
+    pub(crate) stopped: bool,
+}
+
+/// The parts of [`Stats`] that threads write.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) active: AtomicUsize,
+    pub(crate) finished: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
+    refused: AtomicU64,
+    pub(crate) preempted: AtomicU64,
+    pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) generated_tokens: AtomicU64,
+    pub(crate) kv_bytes_used: AtomicUsize,
+}
+
+/// A handle to a running engine; clones share it. The engine ends when the last handle is dropped; what is
+/// under way then finishes as cancelled.
 #[derive(Clone)]
 pub struct Engine {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
     model: Arc<Model>,
+    shared: Arc<Shared>,
+    options: EngineOptions,
+    kv_bytes_total: usize,
+    /// Tokens that the KV memory holds.
+    kv_tokens: usize,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared
+            .inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .closing = true;
+        self.shared.wake.notify_all();
+    }
 }
 
 impl Engine {
     /// Starts the engine's threads and sets its KV memory aside.
     pub fn start(model: Arc<Model>, options: EngineOptions) -> Result<Self> {
-        let _ = options;
-        Ok(Self { model })
+        for (name, value) in [
+            ("max_sequences", options.max_sequences),
+            ("prefill_chunk", options.prefill_chunk),
+        ] {
+            if !(1..=4096).contains(&value) {
+                return Err(Error::Invalid(format!("{name} must be from 1 to 4096")));
+            }
+        }
+        let session = model.session(SessionOptions {
+            threads: options.threads,
+            rows: options.prefill_chunk + options.max_sequences,
+            outputs: options.max_sequences + EXTRA_OUTPUTS,
+            kv_bytes: options.kv_bytes,
+        })?;
+        let (pages, page_bytes) = (session.pages(), session.page_bytes());
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            wake: Condvar::new(),
+            counts: Counts::default(),
+        });
+        let scheduler = Scheduler::new(
+            Arc::clone(&model),
+            Arc::clone(&shared),
+            session,
+            options.clone(),
+        );
+        let thread = std::thread::Builder::new()
+            .name("infer-0".into())
+            .spawn(move || scheduler.run());
+        thread.map_err(|error| Error::Device(format!("no thread: {error}")))?;
+        let (kv_bytes_total, kv_tokens) = (pages * page_bytes, pages * PAGE_TOKENS);
+        Ok(Self {
+            handle: Arc::new(Handle {
+                model,
+                shared,
+                options,
+                kv_bytes_total,
+                kv_tokens,
+            }),
+        })
     }
 
     /// The model that it runs.
     pub fn model(&self) -> &Arc<Model> {
-        &self.model
+        &self.handle.model
     }
 
     /// Queues a request. Fails at once with [`Error::QueueFull`], [`Error::ContextExceeded`],
-    /// [`Error::Invalid`] or [`Error::Template`].
+    /// [`Error::Invalid`], [`Error::Template`] or [`Error::Stopped`].
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
-        let _ = request;
-        Err(Error::Stopped)
+        let model = &self.handle.model;
+        check(&request, model.vocabulary())?;
+        let mut tokens = match request.prompt {
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Text(text) => self.text_tokens(&text)?,
+            Prompt::Chat(messages) => {
+                self.check_length(
+                    messages
+                        .iter()
+                        .map(|m| m.content.len() + m.role.len())
+                        .sum(),
+                )?;
+                model.encode_chat(&messages, true)?
+            }
+        };
+        self.check_length(request.continuation.len())?;
+        tokens.extend(model.encode(&request.continuation, false));
+        let room = self.room(&tokens)?;
+        let most = request
+            .max_tokens
+            .unwrap_or(GenerateRequest::DEFAULT_MAX_TOKENS) as usize;
+        let (events, receiver) = mpsc::unbounded_channel();
+        let goal = Goal::Generate(Box::new(Generating {
+            sampler: Sampler::new(request.sampling, &tokens, model.vocabulary())?,
+            text: Output::new(request.stop, request.ban),
+            events,
+            most_tokens: tokens.len() + most.min(room),
+            top: usize::from(request.logprobs.unwrap_or(0)),
+            banned: Vec::new(),
+            rewinds: 0,
+            first_token: None,
+        }));
+        self.submit(goal, tokens, request.priority)?;
+        Ok(Generation {
+            events: receiver,
+            ended: false,
+        })
     }
 
     /// How likely each token of a text is after those before it.
     pub async fn score(&self, text: &str) -> Result<Vec<TokenScore>> {
-        let _ = text;
-        Err(Error::Stopped)
+        let model = &self.handle.model;
+        let tokens = self.text_tokens(text)?;
+        self.room(&tokens)?;
+        // Without a token before the text, its first token follows nothing and has no likelihood.
+        let first = tokens
+            .first()
+            .filter(|_| model.tokenizer().first().is_none());
+        let first = first.map(|id| TokenScore {
+            id: *id,
+            text: text_of(model, *id),
+            logprob: None,
+            entropy: 0.0,
+        });
+        let (reply, receiver) = oneshot::channel();
+        self.submit(
+            Goal::Score {
+                scores: first.into_iter().collect(),
+                reply,
+            },
+            tokens,
+            Priority::Low,
+        )?;
+        receiver.await.map_err(|_| Error::Stopped)?
     }
 
     /// One vector for each text: the mean of the last hidden states, of length 1.
     pub async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
-        let _ = texts;
-        Err(Error::Stopped)
+        let mut out = Vec::with_capacity(texts.len());
+        for text in texts {
+            let tokens = self.text_tokens(text)?;
+            self.room(&tokens)?;
+            let (reply, receiver) = oneshot::channel();
+            self.submit(
+                Goal::Embed {
+                    sum: Vec::new(),
+                    reply,
+                },
+                tokens,
+                Priority::Low,
+            )?;
+            out.push(receiver.await.map_err(|_| Error::Stopped)??);
+        }
+        Ok(out)
     }
 
     /// Counts and gauges, for metrics.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let Shared { inbox, counts, .. } = &*self.handle.shared;
+        let inside = inbox.lock().unwrap_or_else(PoisonError::into_inner).inside;
+        let active = counts.active.load(Ordering::Relaxed).min(inside);
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Stats {
+            queued: inside - active,
+            active,
+            finished: read(&counts.finished),
+            cancelled: read(&counts.cancelled),
+            refused: read(&counts.refused),
+            preempted: read(&counts.preempted),
+            prompt_tokens: read(&counts.prompt_tokens),
+            generated_tokens: read(&counts.generated_tokens),
+            kv_bytes_used: counts.kv_bytes_used.load(Ordering::Relaxed),
+            kv_bytes_total: self.handle.kv_bytes_total,
+        }
     }
+
+    /// Tokens that a sequence may have.
+    fn limit(&self) -> usize {
+        (self.handle.model.info().context as usize).min(self.handle.kv_tokens)
+    }
+
+    /// Refuses a text that has too many tokens however it is cut, before it costs the time to cut it.
+    fn check_length(&self, bytes: usize) -> Result<()> {
+        let (limit, least) = (
+            self.limit(),
+            bytes / self.handle.model.tokenizer().longest().max(1),
+        );
+        if least > limit {
+            Err(Error::ContextExceeded {
+                tokens: least,
+                limit,
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
+        self.check_length(text.len())?;
+        let mut tokens: Vec<u32> = self.handle.model.tokenizer().first().into_iter().collect();
+        tokens.extend(self.handle.model.encode(text, false));
+        Ok(tokens)
+    }
+
+    /// Tokens that may follow these.
+    fn room(&self, tokens: &[u32]) -> Result<usize> {
+        let limit = self.limit();
+        match tokens.len() {
+            0 => Err(Error::Invalid("the prompt is empty".into())),
+            count if count >= limit => Err(Error::ContextExceeded {
+                tokens: count,
+                limit,
+            }),
+            count => Ok(limit - count),
+        }
+    }
+
+    fn submit(&self, goal: Goal, tokens: Vec<u32>, priority: Priority) -> Result<()> {
+        let Handle {
+            shared, options, ..
+        } = &*self.handle;
+        let mut inbox = shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.stopped {
+            return Err(Error::Stopped);
+        }
+        if inbox.inside >= options.max_sequences + options.queue {
+            shared.counts.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Error::QueueFull(options.queue));
+        }
+        inbox.inside += 1;
+        inbox.numbers += 1;
+        let number = inbox.numbers;
+        let prompt = tokens.len();
+        inbox.arrived.push(Sequence {
+            goal,
+            priority,
+            number,
+            tokens,
+            prompt,
+            computed: 0,
+            used: 0,
+            table: Vec::new(),
+            arrived: Instant::now(),
+            started: None,
+        });
+        shared.wake.notify_all();
+        Ok(())
+    }
+}
+
+/// Checks what does not depend on the prompt.
+fn check(request: &GenerateRequest, vocabulary: usize) -> Result<()> {
+    for (name, strings) in [("stop", &request.stop), ("ban", &request.ban)] {
+        if strings.len() > MOST_STRINGS
+            || strings
+                .iter()
+                .any(|s| s.is_empty() || s.len() > LONGEST_STRING)
+        {
+            let limits = format!("at most {MOST_STRINGS} strings of 1 to {LONGEST_STRING} bytes");
+            return Err(Error::Invalid(format!("{name} must be {limits}")));
+        }
+    }
+    if request.logprobs.is_some_and(|top| top > MOST_LOGPROBS) {
+        return Err(Error::Invalid(format!(
+            "logprobs must be at most {MOST_LOGPROBS}"
+        )));
+    }
+    if request.max_tokens == Some(0) {
+        return Err(Error::Invalid("max_tokens must be at least 1".into()));
+    }
+    if let Prompt::Tokens(tokens) = &request.prompt
+        && let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary)
+    {
+        return Err(Error::Invalid(format!(
+            "the prompt's token {id} is beyond the vocabulary of {vocabulary}"
+        )));
+    }
+    Ok(())
 }
 
 /// A request under way. Dropping it cancels the request within one token.
 pub struct Generation {
-    events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
+    ended: bool,
 }
 
 impl Generation {
     /// The next event; `None` after [`Event::Finished`] or [`Event::Failed`].
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        if self.ended {
+            return None;
+        }
+        let event = self.events.recv().await;
+        Some(self.note(event))
     }
 
     /// The next event, for callers without an asynchronous runtime.
+    ///
+    /// # Panics
+    /// Within an asynchronous runtime, which it would block.
     pub fn next_blocking(&mut self) -> Option<Event> {
-        self.events.blocking_recv()
+        if self.ended {
+            return None;
+        }
+        let event = self.events.blocking_recv();
+        Some(self.note(event))
+    }
+
+    /// An engine that ends without a word failed.
+    fn note(&mut self, event: Option<Event>) -> Event {
+        let event = event.unwrap_or(Event::Failed(Error::Stopped));
+        self.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        event
     }
 }

@@ -18,8 +18,12 @@ mod llama;
 mod memory;
 mod model;
 mod ops;
+mod output;
 mod quant;
 mod request;
+mod sampling;
+mod scheduler;
+mod sequence;
 #[cfg(test)]
 mod testing;
 mod tokenizer;

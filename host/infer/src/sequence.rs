@@ -1,0 +1,286 @@
+//! One request inside the engine: its tokens, how far they are computed, and what becomes of the results.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::model::Model;
+use crate::output::{Found, Output as Text};
+use crate::sampling::{Distribution, Pick, Sampler};
+use crate::{
+    Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore, TopToken, Usage,
+};
+
+/// Rewinds that one generation may use to keep a banned string out.
+const REWINDS: u32 = 64;
+
+/// What a request is for.
+pub(crate) enum Goal {
+    /// New tokens.
+    Generate(Box<Generating>),
+    /// The likelihood of the tokens that are there.
+    Score {
+        scores: Vec<TokenScore>,
+        reply: Reply<Vec<TokenScore>>,
+    },
+    /// The mean of the hidden states.
+    Embed {
+        sum: Vec<f32>,
+        reply: Reply<Vec<f32>>,
+    },
+}
+
+/// Where an answer in one piece goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// The state of a generation.
+pub(crate) struct Generating {
+    pub(crate) sampler: Sampler,
+    pub(crate) text: Text,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    /// Length of `tokens` at which it ends.
+    pub(crate) most_tokens: usize,
+    /// Alternatives wanted with each token.
+    pub(crate) top: usize,
+    /// Tokens that may not be picked again at a place, after a rewind to it.
+    pub(crate) banned: Vec<(usize, u32)>,
+    pub(crate) rewinds: u32,
+    pub(crate) first_token: Option<Instant>,
+}
+
+/// A request.
+pub(crate) struct Sequence {
+    pub(crate) goal: Goal,
+    pub(crate) priority: Priority,
+    /// Order of arrival.
+    pub(crate) number: u64,
+    /// Prompt, and the answer so far.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) prompt: usize,
+    /// Tokens whose keys and values are in the cache.
+    pub(crate) computed: usize,
+    /// Tokens whose results were used: a recomputation after a preemption does not use them again.
+    pub(crate) used: usize,
+    /// KV pages.
+    pub(crate) table: Vec<u32>,
+    pub(crate) arrived: Instant,
+    pub(crate) started: Option<Instant>,
+}
+
+impl Sequence {
+    /// Whether whoever asked has gone.
+    pub(crate) fn abandoned(&self) -> bool {
+        match &self.goal {
+            Goal::Generate(generating) => generating.events.is_closed(),
+            Goal::Score { reply, .. } => reply.is_closed(),
+            Goal::Embed { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    /// Ends it with an error.
+    pub(crate) fn fail(self, error: Error) {
+        // A receiver that has gone does not mind.
+        match self.goal {
+            Goal::Generate(generating) => drop(generating.events.send(Event::Failed(error))),
+            Goal::Score { reply, .. } => drop(reply.send(Err(error))),
+            Goal::Embed { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+
+    /// Ends it because the engine stops.
+    pub(crate) fn cancel(mut self) {
+        match &self.goal {
+            Goal::Generate(_) => self.finish(FinishReason::Cancelled, None, None),
+            _ => self.fail(Error::Stopped),
+        }
+    }
+
+    /// Called when it leaves the queue for the first time.
+    pub(crate) fn start(&mut self) {
+        self.started = Some(Instant::now());
+        if let Goal::Generate(generating) = &self.goal {
+            let event = Event::Started {
+                prompt_tokens: self.prompt as u32,
+                cached_tokens: 0,
+            };
+            let _ = generating.events.send(event);
+        }
+    }
+
+    /// Uses the logits after the token at `position`. True at the end.
+    pub(crate) fn use_logits(
+        &mut self,
+        position: usize,
+        logits: &mut [f32],
+        model: &Model,
+    ) -> Result<bool> {
+        self.used = position + 1;
+        match &mut self.goal {
+            Goal::Generate(_) => self.next_token(logits, model),
+            Goal::Score { scores, .. } => {
+                let distribution = Distribution::of(logits)?;
+                if let Some(id) = self.tokens.get(position + 1) {
+                    let logprob = Some(distribution.logprob(logits[*id as usize]));
+                    scores.push(TokenScore {
+                        id: *id,
+                        text: text_of(model, *id),
+                        logprob,
+                        entropy: distribution.entropy,
+                    });
+                }
+                Ok(position + 1 == self.tokens.len())
+            }
+            Goal::Embed { .. } => Ok(false),
+        }
+    }
+
+    /// Adds the hidden state of the token at `position`. True at the end.
+    pub(crate) fn use_hidden(&mut self, position: usize, hidden: &[f32]) -> bool {
+        self.used = position + 1;
+        if let Goal::Embed { sum, .. } = &mut self.goal {
+            sum.resize(hidden.len(), 0.0);
+            sum.iter_mut().zip(hidden).for_each(|(sum, x)| *sum += x);
+        }
+        self.used == self.tokens.len()
+    }
+
+    /// Hands in the result of a score or an embedding.
+    pub(crate) fn reply(self) {
+        match self.goal {
+            Goal::Generate(_) => {}
+            Goal::Score { scores, reply } => drop(reply.send(Ok(scores))),
+            Goal::Embed { mut sum, reply } => {
+                // The length of the mean is that of the sum: one division makes it 1.
+                let length = sum
+                    .iter()
+                    .map(|x| f64::from(*x) * f64::from(*x))
+                    .sum::<f64>()
+                    .sqrt();
+                if length > 0.0 {
+                    sum.iter_mut()
+                        .for_each(|x| *x = (f64::from(*x) / length) as f32);
+                }
+                let _ = reply.send(Ok(sum));
+            }
+        }
+    }
+
+    /// Picks the next token and sends what may leave. True at the end.
+    fn next_token(&mut self, logits: &mut [f32], model: &Model) -> Result<bool> {
+        let Goal::Generate(generating) = &mut self.goal else {
+            return Ok(false);
+        };
+        let tokenizer = model.tokenizer();
+        let place = self.tokens.len();
+        let banned: Vec<u32> = generating
+            .banned
+            .iter()
+            .filter(|(at, _)| *at == place)
+            .map(|(_, id)| *id)
+            .collect();
+        let Pick {
+            id,
+            logprob,
+            entropy,
+            top,
+        } = generating.sampler.pick(logits, &banned, generating.top)?;
+        generating.first_token.get_or_insert_with(Instant::now);
+        self.tokens.push(id);
+        if tokenizer.is_end(id) {
+            self.finish(FinishReason::Stop, None, None);
+            return Ok(true);
+        }
+        generating.sampler.note(id);
+        let bytes = if tokenizer.is_control(id) {
+            &[]
+        } else {
+            tokenizer.token_bytes(id)
+        };
+        let top = top
+            .into_iter()
+            .map(|(id, logprob)| TopToken {
+                id,
+                text: text_of(model, id),
+                logprob,
+            })
+            .collect();
+        match generating.text.push(
+            Token {
+                id,
+                text: String::new(),
+                logprob,
+                top,
+                entropy,
+            },
+            bytes,
+        ) {
+            Found::Nothing => {}
+            Found::Stop { at, text } => {
+                self.finish(FinishReason::Stop, Some(at), Some(text));
+                return Ok(true);
+            }
+            Found::Banned { token } => {
+                generating.rewinds += 1;
+                if generating.rewinds > REWINDS {
+                    return Err(Error::BanExhausted(REWINDS));
+                }
+                generating.text.rewind(token);
+                let place = self.prompt + token;
+                for id in &self.tokens[place..] {
+                    generating.sampler.forget(*id);
+                }
+                // Bans further on were made after tokens that are gone now.
+                generating.banned.retain(|(at, _)| *at <= place);
+                generating.banned.push((place, self.tokens[place]));
+                self.tokens.truncate(place);
+                // The last token that stays is computed again, for its logits.
+                self.computed = self.computed.min(place - 1);
+                self.used = self.used.min(place - 1);
+                return Ok(false);
+            }
+        }
+        while let Some(token) = generating.text.next() {
+            let _ = generating.events.send(Event::Token(token));
+        }
+        if self.tokens.len() >= generating.most_tokens {
+            self.finish(FinishReason::Length, None, None);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Sends what is held, up to the byte `cut`, and the end.
+    fn finish(&mut self, reason: FinishReason, cut: Option<usize>, stop_text: Option<String>) {
+        let Goal::Generate(generating) = &mut self.goal else {
+            return;
+        };
+        let cut = cut.unwrap_or(generating.text.len());
+        while let Some(token) = generating.text.next_at_end(cut) {
+            let _ = generating.events.send(Event::Token(token));
+        }
+        let now = Instant::now();
+        let started = self.started.unwrap_or(now);
+        let first = generating.first_token.unwrap_or(now);
+        let _ = generating.events.send(Event::Finished(Finish {
+            reason,
+            usage: Usage {
+                prompt_tokens: self.prompt as u32,
+                cached_tokens: 0,
+                completion_tokens: (self.tokens.len() - self.prompt) as u32,
+            },
+            queue_time: started - self.arrived,
+            prefill_time: first.saturating_duration_since(started),
+            decode_time: if generating.first_token.is_some() {
+                now - first
+            } else {
+                Duration::ZERO
+            },
+            stop_text,
+        }));
+    }
+}
+
+/// A token's own text.
+pub(crate) fn text_of(model: &Model, id: u32) -> String {
+    String::from_utf8_lossy(model.tokenizer().token_bytes(id)).into_owned()
+}
