@@ -92,18 +92,29 @@ impl ApiError {
     /// 400: the request cannot be used.
     pub fn invalid(message: impl Into<String>, param: Option<&str>) -> Self {
         let error = Self::new(400, "invalid_request_error", "invalid_request", message);
-        Self { param: param.map(str::to_owned), ..error }
+        Self {
+            param: param.map(str::to_owned),
+            ..error
+        }
     }
 
     /// 400: a validation stage rejected the request.
     pub fn rejected(stage: &str, message: &str) -> Self {
-        let message = if message.is_empty() { format!("the request was rejected by `{stage}`") } else { message.to_owned() };
+        let message = if message.is_empty() {
+            format!("the request was rejected by `{stage}`")
+        } else {
+            message.to_owned()
+        };
         Self::new(400, "invalid_request_error", "rejected", message)
     }
 
     /// 400: a compliance stage refused the text. The code and the message are the stage's own.
     pub fn blocked(code: &str, message: &str) -> Self {
-        let message = if message.is_empty() { "the text was refused by a policy" } else { message };
+        let message = if message.is_empty() {
+            "the text was refused by a policy"
+        } else {
+            message
+        };
         Self::new(400, "content_filter", code, message)
     }
 
@@ -113,21 +124,30 @@ impl ApiError {
             503,
             "stage_error",
             "stage_failed",
-            format!("the stage `{stage}` could not check this text, so it is refused; the trace says why"),
+            format!(
+                "the stage `{stage}` could not check this text, so it is refused; the trace says why"
+            ),
         )
     }
 
     /// 404: no pipeline serves this model name.
     pub fn unknown_model(model: &str) -> Self {
-        let message = format!("the model `{model}` does not exist here; GET /v1/models lists those that do");
+        let message =
+            format!("the model `{model}` does not exist here; GET /v1/models lists those that do");
         let error = Self::new(404, "invalid_request_error", "model_not_found", message);
-        Self { param: Some("model".to_owned()), ..error }
+        Self {
+            param: Some("model".to_owned()),
+            ..error
+        }
     }
 
     /// 429: too much is waiting.
     pub fn busy(message: impl Into<String>) -> Self {
         let error = Self::new(429, "rate_limit_error", "queue_full", message);
-        Self { retry_after: Some(1), ..error }
+        Self {
+            retry_after: Some(1),
+            ..error
+        }
     }
 
     /// 502: the upstream cannot be reached or gave nonsense.
@@ -151,8 +171,18 @@ impl ApiError {
     }
 
     /// The same with another status, code and type: an upstream's own error passed on.
-    pub(crate) fn passed_on(status: u16, kind: &'static str, code: String, message: String, param: Option<String>) -> Self {
-        Self { param, code, ..Self::new(status, kind, "", message) }
+    pub(crate) fn passed_on(
+        status: u16,
+        kind: &'static str,
+        code: String,
+        message: String,
+        param: Option<String>,
+    ) -> Self {
+        Self {
+            param,
+            code,
+            ..Self::new(status, kind, "", message)
+        }
     }
 
     pub(crate) fn with_trace(mut self, trace: TraceId) -> Self {

@@ -1,12 +1,299 @@
-//! The way of a request.
-use crate::response::Event;
+//! The way of a request: parse, pipeline by the model name asked for, input stages, the arm, the
+//! model, output stages on the answer. All in the caller's task: no spawn, no lock held over a wait.
 
-/// A streamed answer.
-pub struct ResponseStream {}
+use std::{sync::Arc, time::Instant};
+
+use millgate_sandbox::{ArmRole, Label, Origin, Outcome, Sample, Segment as SampleSegment};
+
+use crate::{
+    answer_local::LocalAnswer,
+    answer_upstream::{self, UpstreamAnswer},
+    chain,
+    core::Core,
+    error::ApiError,
+    flight::Flight,
+    local::{self, LocalRequest},
+    model::Backend,
+    request::{ApiRequest, Request},
+    response::{Body, Event, Response},
+    stage::LoadedStage,
+    trace::{Finish, Place, StageRecord, StageVerdict},
+};
+
+/// A streamed answer. Dropping it cancels the request; its trace is written all the same.
+pub struct ResponseStream(pub(crate) Source);
+
+pub(crate) enum Source {
+    Local(LocalAnswer),
+    Upstream(UpstreamAnswer),
+}
 
 impl ResponseStream {
-    /// The next event; `None` after [`Event::Done`]. Dropping the stream cancels the request.
+    /// The next event, as soon as there is one; `None` after [`Event::Done`].
     pub async fn next(&mut self) -> Option<Event> {
-        None
+        match &mut self.0 {
+            Source::Local(answer) => answer.next().await,
+            Source::Upstream(answer) => answer.next().await,
+        }
     }
+}
+
+/// Answers a request.
+pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Response, ApiError> {
+    let refused = |error: ApiError| {
+        core.refused.add(1);
+        error
+    };
+    let mut request = Request::parse(request).map_err(refused)?;
+    let generation = core.generation.load_full();
+    let pipeline = generation
+        .pipeline_for(&request.model)
+        .cloned()
+        .ok_or_else(|| refused(ApiError::unknown_model(&request.model)))?;
+    let mut flight = Flight::new(core.clone(), generation, pipeline, &request);
+
+    if let Err((finish, error)) = run_input(&mut flight, &mut request).await {
+        return Err(flight.fail(finish, error).await);
+    }
+    let arm = route(&mut flight, &request).await;
+    flight.departs(&request, arm);
+
+    let (trace, model, endpoint) = (flight.trace.id, request.model.clone(), request.endpoint);
+    let created = flight.trace.at_ms / 1000;
+    let backend = flight.pipeline.arms.get(arm).map(|arm| arm.backend.clone());
+    let body = match backend {
+        Some(Backend::Local(model)) => {
+            let (stream, include_usage) = (request.stream, request.include_usage);
+            let asked = match LocalRequest::read(&request) {
+                Ok(asked) => asked,
+                Err(error) => return Err(flight.fail(Finish::Error, error).await),
+            };
+            let mut answer = LocalAnswer::new(flight, model, asked, include_usage);
+            if let Err(error) = answer.start(request.n) {
+                return Err(answer
+                    .flight
+                    .fail(Finish::Error, local::api_error(&error))
+                    .await);
+            }
+            if stream {
+                Body::Stream(Box::new(ResponseStream(Source::Local(answer))))
+            } else {
+                Body::Completion(answer.whole().await?)
+            }
+        }
+        Some(Backend::Upstream(upstream)) => {
+            let body = request.upstream_body(upstream.model.as_deref());
+            let (endpoint, stream) = (request.endpoint, request.stream);
+            drop(request);
+            match upstream.send(endpoint, body).await {
+                Err(error) => return Err(flight.fail(Finish::Error, error).await),
+                Ok(answer) if stream && answer.events => Body::Stream(Box::new(ResponseStream(
+                    Source::Upstream(UpstreamAnswer::new(flight, answer)),
+                ))),
+                Ok(answer) => Body::Json(answer_upstream::whole(flight, answer).await?),
+            }
+        }
+        None => {
+            return Err(flight
+                .fail(Finish::Error, ApiError::internal("the pipeline has no arm"))
+                .await);
+        }
+    };
+    Ok(Response {
+        trace,
+        model,
+        created,
+        endpoint,
+        body,
+    })
+}
+
+/// Runs the input stages in order: validation on the whole request, compliance on each text.
+async fn run_input(flight: &mut Flight, request: &mut Request) -> Result<(), (Finish, ApiError)> {
+    let pipeline = flight.pipeline.clone();
+    for (index, stage) in pipeline.input.iter().enumerate() {
+        if stage.validates {
+            validate(flight, request, stage, index).await?;
+        }
+        if stage.inspects {
+            inspect(flight, request, stage, index).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn validate(
+    flight: &mut Flight,
+    request: &mut Request,
+    stage: &Arc<LoadedStage>,
+    index: usize,
+) -> Result<(), (Finish, ApiError)> {
+    let Some(sandboxed) = stage.sandboxed() else {
+        return Ok(());
+    };
+    let body = request.current_body();
+    let sample = Sample {
+        origin: Origin::Request,
+        body: String::from_utf8_lossy(&body).into_owned(),
+        segments: request
+            .segments
+            .iter()
+            .map(|segment| SampleSegment {
+                path: segment.path.to_string(),
+                role: segment.role.to_string(),
+                text: segment.text.clone(),
+            })
+            .collect(),
+    };
+    let passed = request.passed_bytes();
+    let started = Instant::now();
+    let samples = std::slice::from_ref(&sample);
+    let judged = if sandboxed.is_async() {
+        sandboxed.validate_async(&flight.context, samples).await
+    } else {
+        sandboxed.validate(&flight.context, samples)
+    };
+    let elapsed = started.elapsed();
+    stage.metrics.time.observe_time(elapsed);
+    let Some(record) = flight.trace.stages.get_mut(index) else {
+        return Ok(());
+    };
+    record.passed += passed;
+    record.calls += 1;
+    record.micros += u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+    let judgement = match judged {
+        Ok(judgements) => judgements.into_iter().next(),
+        Err(failure) => {
+            stage.metrics.failure(failure.kind());
+            tracing::warn!(stage = %stage.name, %failure, "a stage failed");
+            record.fail(&failure, stage.closed);
+            if stage.closed {
+                return Err((Finish::Blocked, ApiError::stage_failed(&stage.name)));
+            }
+            return Ok(());
+        }
+    };
+    // The whole body was given, parts that are no text included.
+    record.given += passed;
+    record.raise(StageVerdict::Pass);
+    let Some(judgement) = judgement else {
+        return Ok(());
+    };
+    record.add_findings(judgement.findings);
+    match judgement.outcome {
+        Outcome::Accept => Ok(()),
+        Outcome::Reject(message) => {
+            record.raise(StageVerdict::Reject);
+            Err((Finish::Rejected, ApiError::rejected(&stage.name, &message)))
+        }
+        Outcome::Repair(repairs) => {
+            record.raise(StageVerdict::Repair);
+            record.edits += u32::try_from(repairs.len()).unwrap_or(u32::MAX);
+            for repair in repairs {
+                let place = request
+                    .segments
+                    .iter_mut()
+                    .find(|segment| segment.path.to_string() == repair.path);
+                if let Some(segment) = place {
+                    segment.text = repair.text;
+                    segment.changed = true;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn inspect(
+    flight: &mut Flight,
+    request: &mut Request,
+    stage: &Arc<LoadedStage>,
+    index: usize,
+) -> Result<(), (Finish, ApiError)> {
+    let Some(record) = flight.trace.stages.get_mut(index) else {
+        return Ok(());
+    };
+    // What is no segment passes unseen by compliance stages, and the trace says so.
+    record.passed += request.uncovered;
+    let mut context = flight.context.clone();
+    for segment in request
+        .segments
+        .iter_mut()
+        .filter(|segment| !segment.text.is_empty())
+    {
+        context.role = segment.role.clone();
+        match chain::check_text(stage, &context, &segment.text, record).await {
+            Ok(None) => {}
+            Ok(Some(text)) => {
+                segment.text = text;
+                segment.changed = true;
+            }
+            Err(error) => return Err((Finish::Blocked, error)),
+        }
+    }
+    Ok(())
+}
+
+/// Picks the arm. Where only one takes traffic there is nothing to pick.
+async fn route(flight: &mut Flight, request: &Request) -> usize {
+    let pipeline = flight.pipeline.clone();
+    let arms = pipeline.rollout.arms();
+    let stable = arms
+        .iter()
+        .position(|arm| arm.role == ArmRole::Stable)
+        .unwrap_or(0);
+    let mut open = arms.iter().enumerate().filter(|(_, arm)| arm.weight > 0.0);
+    let only = match (open.next(), open.next()) {
+        (Some((only, _)), None) => Some(only),
+        (None, _) => Some(stable),
+        _ => None,
+    };
+    let (Some(deployment), None) = (&pipeline.deployment, only) else {
+        return only.unwrap_or(stable);
+    };
+
+    let mut features = vec![Label {
+        name: "tenant".to_owned(),
+        value: request.tenant.to_string(),
+    }];
+    let user = request.value::<String>("user").ok().flatten();
+    features.extend(user.map(|value| Label {
+        name: "user".to_owned(),
+        value,
+    }));
+    features.extend(request.session().map(|value| Label {
+        name: "session".to_owned(),
+        value,
+    }));
+
+    let started = Instant::now();
+    let chosen = deployment
+        .actor
+        .route(&flight.context, &features, &arms)
+        .await;
+    let elapsed = started.elapsed();
+    deployment.stage.metrics.time.observe_time(elapsed);
+    let mut record: StageRecord = deployment.stage.record(Place::Deployment);
+    record.calls = 1;
+    record.micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+    let picked = match chosen {
+        Ok(choice) => {
+            record.raise(StageVerdict::Pass);
+            flight.trace.propensity = choice.propensity;
+            flight.trace.route = choice.reason;
+            arms.iter()
+                .position(|arm| arm.name == choice.arm)
+                .unwrap_or(stable)
+        }
+        Err(failure) => {
+            // A strategy that fails never refuses a request: the stable arm serves when in doubt.
+            deployment.stage.metrics.failure(failure.kind());
+            record.fail(&failure, false);
+            flight.trace.route = "the deployment stage failed: stable arm".to_owned();
+            stable
+        }
+    };
+    deployment.stage.metrics.count(&record);
+    flight.trace.stages.push(record);
+    picked
 }

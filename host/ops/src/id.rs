@@ -46,14 +46,18 @@ impl TraceId {
     /// Milliseconds since 1970 at which it was made.
     #[must_use]
     pub fn at_ms(&self) -> u64 {
-        self.0[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte))
+        self.0[..6]
+            .iter()
+            .fold(0, |ms, byte| ms << 8 | u64::from(*byte))
     }
 
     /// 64 of the random bits: the seed of the request's virtual clock and random numbers, and what
     /// decides whether the request belongs to a sample.
     #[must_use]
     pub fn seed(&self) -> u64 {
-        self.0[8..].iter().fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+        self.0[8..]
+            .iter()
+            .fold(0, |seed, byte| seed << 8 | u64::from(*byte))
     }
 
     /// Whether the request belongs to a sample of this share, 0 to 1. The same every time.
@@ -101,14 +105,18 @@ impl Serialize for TraceId {
 
 impl<'de> Deserialize<'de> for TraceId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 #[cfg(test)]
@@ -127,7 +135,9 @@ mod tests {
 
     #[test]
     fn a_share_takes_about_that_share() {
-        let hits = (0..10_000).filter(|_| TraceId::new(0).in_share(0.25)).count();
+        let hits = (0..10_000)
+            .filter(|_| TraceId::new(0).in_share(0.25))
+            .count();
         assert!((2_200..2_800).contains(&hits), "{hits}");
         assert!(TraceId::new(0).in_share(1.0) && !TraceId::new(0).in_share(0.0));
     }

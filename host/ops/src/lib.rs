@@ -6,27 +6,43 @@
 //! stages on the stream) -> [`response`] (what the server renders) -> [`trace`] (what stays).
 //! [`Platform`] is the front door.
 
+mod answer;
+mod answer_local;
+mod answer_upstream;
+mod chain;
 pub mod config;
+mod core;
 mod error;
 mod executor;
+mod flight;
 mod id;
+mod loader;
+mod local;
 pub mod metrics;
+mod model;
 mod monitor;
+mod pipeline;
 mod platform;
 mod plugins;
 pub mod request;
 pub mod response;
 mod rollout;
+mod services;
 mod splice;
+mod sse;
+mod stage;
 mod text;
+mod tokens;
 pub mod trace;
 mod traces;
+mod upstream;
 
 pub use config::Config;
 pub use error::{ApiError, Error, Result};
 pub use executor::ResponseStream;
 pub use id::{BadTraceId, TraceId};
 pub use metrics::Metrics;
+pub use model::LanguageModel;
 pub use monitor::AlertState;
 pub use platform::{Environment, ModelFiles, Platform};
 pub use plugins::PluginSource;

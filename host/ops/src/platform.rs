@@ -1,20 +1,37 @@
-//! The platform: everything below the server, started from a config.
-use std::{path::PathBuf, sync::Arc};
+//! The platform: everything below the server, started from a config. This is what the server and
+//! the command line hold.
 
-use millgate_sandbox::{Action, Sandbox};
-use millgate_store::AuditLog;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use millgate_sandbox::{Action, Recommendation, Sandbox, SandboxOptions};
+use millgate_store::{AuditLog, Blobs, SledOptions, SledStore, Store};
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::Config,
+    core::Core,
     error::{ApiError, Error, Result},
+    executor,
+    id::now_ms,
+    loader::{Loader, Parts},
     metrics::Metrics,
-    monitor::AlertState,
+    monitor::{AlertBook, AlertState},
+    pipeline::{Generation, Pipeline},
     plugins::PluginSource,
     request::ApiRequest,
     response::Response,
     rollout::RolloutStatus,
+    services::HostServices,
     traces::Traces,
 };
+
+/// How often old traces are removed.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
+/// Where the number of the last generation is kept, so that it grows over restarts.
+const GENERATION_KEY: &[u8] = b"generation";
 
 /// Finds the files of models that are named by `pull`.
 pub trait ModelFiles: Send + Sync + 'static {
@@ -36,7 +53,7 @@ impl<F: Fn(&str) -> Result<PathBuf, String> + Send + Sync + 'static> ModelFiles 
 pub struct Environment {
     /// The data folder: store, blobs, audit key, compiled plugins.
     pub data: PathBuf,
-    /// Where plugins come from.
+    /// Where plugins come from; relative paths of models and plugins are resolved against its folder.
     pub plugins: PluginSource,
     /// Where models come from.
     pub models: Arc<dyn ModelFiles>,
@@ -49,10 +66,16 @@ pub struct Platform {
 }
 
 struct Inner {
-    traces: Traces,
-    audit: AuditLog,
-    metrics: Metrics,
+    core: Arc<Core>,
+    audit: Arc<AuditLog>,
     sandbox: Sandbox,
+    services: Arc<HostServices>,
+    store: Arc<dyn Store>,
+    environment: Environment,
+    /// What the present generation is made of. The lock is held for the whole of a reload.
+    parts: Mutex<Parts>,
+    runtime: tokio::runtime::Handle,
+    background: ArcSwap<Vec<AbortOnDropHandle<()>>>,
 }
 
 impl Platform {
@@ -61,16 +84,82 @@ impl Platform {
     ///
     /// # Errors
     /// What could not be opened, loaded or started, and what to do.
-    pub fn start(_config: Config, _environment: Environment) -> Result<Platform> {
-        Err(Error::Refused("not yet".into()))
+    pub fn start(config: Config, environment: Environment) -> Result<Platform> {
+        let data = &environment.data;
+        std::fs::create_dir_all(data).map_err(|source| Error::Io {
+            path: data.clone(),
+            source,
+        })?;
+        let store: Arc<dyn Store> =
+            Arc::new(SledStore::open(data.join("store"), SledOptions::default())?);
+        let sandbox = Sandbox::new(SandboxOptions::new(data.join("compiled")));
+        let sandbox = sandbox.map_err(|error| Error::Sandbox(error.to_string()))?;
+        Self::start_with(config, environment, store, sandbox)
     }
 
-    /// Answers a request. Dropping the future, or the stream in the response, cancels it.
+    /// Like [`start`](Self::start), on a store and a sandbox that are there already.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(
+        config: Config,
+        environment: Environment,
+        store: Arc<dyn Store>,
+        sandbox: Sandbox,
+    ) -> Result<Platform> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
+            Error::Refused("the platform must be started inside a tokio runtime".to_owned())
+        })?;
+        let data = &environment.data;
+        let blobs = Arc::new(Blobs::open(data.join("blobs"))?);
+        let audit = Arc::new(AuditLog::open(store.clone(), data.join("audit.key"))?);
+        let metrics = Metrics::new();
+        let traces = Traces::open(store.clone(), blobs)?;
+        let alerts = AlertBook::open(store.clone(), metrics.clone())?;
+        let services = Arc::new(HostServices::new(store.clone(), metrics.clone(), alerts));
+
+        let loader = Loader {
+            environment: &environment,
+            sandbox: &sandbox,
+            services: &services,
+            store: &store,
+            metrics: &metrics,
+        };
+        let number = next_generation(&store)?;
+        let (generation, mut parts) = loader.load(config, number, &Parts::default())?;
+        parts.reviews = reviews(&generation, &audit, &runtime);
+        audit.append(
+            "millgate",
+            "platform.start",
+            "config",
+            described(&generation),
+        )?;
+        let core = Core::new(generation, traces, metrics);
+        let background = vec![AbortOnDropHandle::new(
+            runtime.spawn(retention(core.clone())),
+        )];
+        Ok(Platform {
+            inner: Arc::new(Inner {
+                core,
+                audit,
+                sandbox,
+                services,
+                store,
+                environment,
+                parts: Mutex::new(parts),
+                runtime,
+                background: ArcSwap::from_pointee(background),
+            }),
+        })
+    }
+
+    /// Answers a request. Dropping the future, or the stream in the response, cancels it; its
+    /// trace is written all the same.
     ///
     /// # Errors
     /// What the client gets, with the trace's id where there is one.
-    pub async fn handle(&self, _request: ApiRequest) -> Result<Response, ApiError> {
-        Err(ApiError::internal("not yet"))
+    pub async fn handle(&self, request: ApiRequest) -> Result<Response, ApiError> {
+        executor::handle(&self.inner.core, request).await
     }
 
     /// Takes a new config. Requests in flight finish on the one they began with; when anything of
@@ -78,14 +167,43 @@ impl Platform {
     ///
     /// # Errors
     /// What could not be loaded; nothing has changed then.
-    pub fn reload(&self, _config: Config, _actor: &str) -> Result<u64> {
-        Err(Error::Refused("not yet".into()))
+    pub fn reload(&self, config: Config, actor: &str) -> Result<u64> {
+        let inner = &self.inner;
+        let mut parts = inner.parts.lock();
+        let loader = Loader {
+            environment: &inner.environment,
+            sandbox: &inner.sandbox,
+            services: &inner.services,
+            store: &inner.store,
+            metrics: &inner.core.metrics,
+        };
+        let number = next_generation(&inner.store)?;
+        let loaded = loader.load(config, number, &parts);
+        let (generation, mut next) = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                inner.audit.append(
+                    actor,
+                    "config.refused",
+                    "config",
+                    json!({ "why": error.to_string() }),
+                )?;
+                return Err(error);
+            }
+        };
+        next.reviews = reviews(&generation, &inner.audit, &inner.runtime);
+        inner
+            .audit
+            .append(actor, "config.applied", "config", described(&generation))?;
+        inner.core.generation.store(Arc::new(generation));
+        *parts = next;
+        Ok(number)
     }
 
     /// The traces.
     #[must_use]
     pub fn traces(&self) -> &Traces {
-        &self.inner.traces
+        &self.inner.core.traces
     }
 
     /// The audit log.
@@ -97,7 +215,7 @@ impl Platform {
     /// The numbers; the server adds its own and renders them.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+        &self.inner.core.metrics
     }
 
     /// The sandbox.
@@ -109,38 +227,201 @@ impl Platform {
     /// The config that is being served, and its generation.
     #[must_use]
     pub fn config(&self) -> (Arc<Config>, u64) {
-        (Arc::default(), 0)
+        let generation = self.inner.core.generation.load();
+        (generation.config.clone(), generation.number)
     }
 
     /// The model names that clients may ask for (patterns with `*` left out), for `/v1/models`.
     #[must_use]
     pub fn models(&self) -> Vec<String> {
-        Vec::new()
+        let generation = self.inner.core.generation.load();
+        let patterns = generation
+            .pipelines
+            .iter()
+            .flat_map(|pipeline| &pipeline.config.serves);
+        let mut names: Vec<String> = patterns
+            .filter(|pattern| !pattern.ends_with('*'))
+            .cloned()
+            .collect();
+        names.sort();
+        names
     }
 
     /// The present state of all alert rules.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn alerts(&self) -> Result<Vec<AlertState>> {
-        Ok(Vec::new())
+    #[must_use]
+    pub fn alerts(&self) -> Vec<AlertState> {
+        self.inner.services.alerts.all()
     }
 
     /// The rollouts of all pipelines that have a deployment stage.
     #[must_use]
     pub fn rollouts(&self) -> Vec<RolloutStatus> {
-        Vec::new()
+        let generation = self.inner.core.generation.load();
+        let deployed = generation
+            .pipelines
+            .iter()
+            .filter(|pipeline| pipeline.deployment.is_some());
+        deployed.map(|pipeline| pipeline.rollout.status()).collect()
     }
 
-    /// Moves a rollout by hand; `Action::Hold` resumes a paused one.
+    /// Moves a rollout by hand; `Action::Hold` resumes a paused one. Blocking: audited when it
+    /// returns.
     ///
     /// # Errors
     /// There is no such rollout, or the store failed.
-    pub fn steer(&self, _pipeline: &str, _action: Action, _actor: &str) -> Result<RolloutStatus> {
-        Err(Error::Refused("not yet".into()))
+    pub fn steer(&self, pipeline: &str, action: Action, actor: &str) -> Result<RolloutStatus> {
+        let generation = self.inner.core.generation.load_full();
+        let found = generation
+            .pipelines
+            .iter()
+            .find(|it| *it.name == *pipeline && it.deployment.is_some());
+        let found = found.ok_or_else(|| {
+            Error::Refused(format!(
+                "there is no pipeline `{pipeline}` with a deployment stage"
+            ))
+        })?;
+        let recommendation = Recommendation {
+            action,
+            reason: format!("by {actor}"),
+            evidence: Vec::new(),
+        };
+        found
+            .rollout
+            .apply(&recommendation, actor, &self.inner.audit)
     }
 
     /// Stops the background work, saves the actors' states and flushes the store. Requests in
-    /// flight must be finished before.
-    pub async fn shutdown(&self) {}
+    /// flight must be finished before. Blocking.
+    ///
+    /// # Errors
+    /// The store could not be flushed.
+    pub fn shutdown(&self) -> Result<()> {
+        self.inner.background.store(Arc::default());
+        let mut parts = self.inner.parts.lock();
+        parts.reviews.clear();
+        parts.stop_actors();
+        self.inner
+            .audit
+            .append("millgate", "platform.stop", "config", json!({}))?;
+        Ok(self.inner.store.flush()?)
+    }
+}
+
+/// The next generation's number: it grows over restarts.
+fn next_generation(store: &Arc<dyn Store>) -> Result<u64> {
+    loop {
+        let known = store.get(GENERATION_KEY)?;
+        let last = known
+            .as_deref()
+            .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+        let next = last.unwrap_or(0) + 1;
+        if store.compare_and_swap(GENERATION_KEY, known.as_deref(), Some(&next.to_be_bytes()))? {
+            return Ok(next);
+        }
+    }
+}
+
+/// A generation in the audit log: what is served, by digest.
+fn described(generation: &Generation) -> serde_json::Value {
+    let stages = |pipeline: &Pipeline| {
+        let mut digests = serde_json::Map::new();
+        for stage in pipeline
+            .input
+            .iter()
+            .chain(&pipeline.output)
+            .chain(pipeline.deployment.iter().map(|it| &it.stage))
+        {
+            digests.insert(stage.name.to_string(), json!(&*stage.digest));
+        }
+        digests
+    };
+    let pipelines = generation
+        .pipelines
+        .iter()
+        .map(|pipeline| (pipeline.name.to_string(), json!(stages(pipeline))));
+    json!({
+        "generation": generation.number,
+        "pipelines": pipelines.collect::<serde_json::Map<_, _>>(),
+        "config": serde_json::to_value(&*generation.config).unwrap_or_default(),
+    })
+}
+
+/// One task for each rollout that a deployment stage reviews.
+fn reviews(
+    generation: &Generation,
+    audit: &Arc<AuditLog>,
+    runtime: &tokio::runtime::Handle,
+) -> Vec<Arc<AbortOnDropHandle<()>>> {
+    let deployed = generation
+        .pipelines
+        .iter()
+        .filter(|pipeline| pipeline.deployment.is_some());
+    deployed
+        .map(|pipeline| {
+            Arc::new(AbortOnDropHandle::new(
+                runtime.spawn(review(pipeline.clone(), audit.clone())),
+            ))
+        })
+        .collect()
+}
+
+/// Lets a deployment stage look at its rollout, again and again.
+async fn review(pipeline: Arc<Pipeline>, audit: Arc<AuditLog>) {
+    let mut clock = tokio::time::interval(
+        pipeline
+            .config
+            .rollout
+            .review_interval
+            .0
+            .max(Duration::from_millis(10)),
+    );
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    clock.tick().await; // the first tick is now: nothing is known yet
+    loop {
+        clock.tick().await;
+        let (Some(deployment), Some(rollout)) =
+            (&pipeline.deployment, pipeline.rollout.under_review())
+        else {
+            continue;
+        };
+        let recommendation = match deployment.actor.review(&rollout).await {
+            Ok(recommendation) => recommendation,
+            Err(failure) => {
+                tracing::warn!(pipeline = %pipeline.name, %failure, "the rollout could not be reviewed: it stays as it is");
+                continue;
+            }
+        };
+        let (pipeline, audit, stage) = (
+            pipeline.clone(),
+            audit.clone(),
+            deployment.stage.name.clone(),
+        );
+        let applied = tokio::task::spawn_blocking(move || {
+            pipeline
+                .rollout
+                .apply(&recommendation, &format!("stage/{stage}"), &audit)
+        });
+        if let Ok(Err(error)) = applied.await {
+            tracing::error!(%error, "the rollout could not be moved");
+        }
+    }
+}
+
+/// Removes traces that are too old or too many, for ever.
+async fn retention(core: Arc<Core>) {
+    let mut clock = tokio::time::interval(RETENTION_INTERVAL);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let core = core.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let config = core.generation.load().config.clone();
+            core.traces.enforce(&config.traces, now_ms())
+        });
+        match swept.await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(removed)) => tracing::info!(removed, "old traces were removed"),
+            Ok(Err(error)) => tracing::error!(%error, "old traces could not be removed"),
+        }
+    }
 }

@@ -22,9 +22,18 @@ pub struct PluginSource {
 impl PluginSource {
     /// Plugins by name; paths are resolved against `folder`, the config file's own.
     #[must_use]
-    pub fn new<'n>(named: impl IntoIterator<Item = (&'n str, &'static [u8])>, folder: impl Into<PathBuf>) -> Self {
-        let named = named.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
-        Self { named: Arc::new(named), folder: folder.into() }
+    pub fn new<'n>(
+        named: impl IntoIterator<Item = (&'n str, &'static [u8])>,
+        folder: impl Into<PathBuf>,
+    ) -> Self {
+        let named = named
+            .into_iter()
+            .map(|(name, bytes)| (name.to_owned(), bytes))
+            .collect();
+        Self {
+            named: Arc::new(named),
+            folder: folder.into(),
+        }
     }
 
     /// The names of the first-party plugins.
@@ -50,7 +59,8 @@ impl PluginSource {
     /// One sentence with the path and what is wrong.
     pub fn file(&self, path: &Path) -> Result<Vec<u8>, String> {
         let path = self.resolve(path);
-        std::fs::read(&path).map_err(|error| format!("the plugin {} cannot be read: {error}", path.display()))
+        std::fs::read(&path)
+            .map_err(|error| format!("the plugin {} cannot be read: {error}", path.display()))
     }
 
     /// The bytes of a stage's plugin.
@@ -61,10 +71,14 @@ impl PluginSource {
         match (&stage.plugin, &stage.path) {
             (Some(name), _) => match self.named(name) {
                 Some(bytes) => Ok(Cow::Borrowed(bytes)),
-                None => Err(format!("there is no first-party plugin `{name}`; for a file write path = \"…\"")),
+                None => Err(format!(
+                    "there is no first-party plugin `{name}`; for a file write path = \"…\""
+                )),
             },
             (None, Some(path)) => self.file(path).map(Cow::Owned),
-            (None, None) => Err("it names no plugin: write plugin = \"…\" or path = \"…\"".to_owned()),
+            (None, None) => {
+                Err("it names no plugin: write plugin = \"…\" or path = \"…\"".to_owned())
+            }
         }
     }
 
@@ -72,7 +86,10 @@ impl PluginSource {
     /// read by the sandbox, nothing is run.
     #[must_use]
     pub fn catalog<'a>(&'a self, sandbox: &'a Sandbox) -> impl PluginCatalog + 'a {
-        Catalog { source: self, sandbox }
+        Catalog {
+            source: self,
+            sandbox,
+        }
     }
 }
 
@@ -83,11 +100,15 @@ struct Catalog<'a> {
 
 impl Catalog<'_> {
     fn facts(&self, bytes: &[u8]) -> Result<PluginFacts, String> {
-        let info = self.sandbox.inspect(bytes).map_err(|error| error.to_string())?;
+        let info = self
+            .sandbox
+            .inspect(bytes)
+            .map_err(|error| error.to_string())?;
         let words = |value: serde_json::Result<serde_json::Value>| match value {
-            Ok(serde_json::Value::Array(items)) => {
-                items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
-            }
+            Ok(serde_json::Value::Array(items)) => items
+                .iter()
+                .filter_map(|item| item.as_str().map(str::to_owned))
+                .collect(),
             _ => Vec::new(),
         };
         Ok(PluginFacts {

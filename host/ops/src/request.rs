@@ -64,10 +64,15 @@ impl fmt::Display for SegmentPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SegmentPath::Content { message } => write!(f, "/messages/{message}/content"),
-            SegmentPath::Part { message, part } => write!(f, "/messages/{message}/content/{part}/text"),
+            SegmentPath::Part { message, part } => {
+                write!(f, "/messages/{message}/content/{part}/text")
+            }
             SegmentPath::Refusal { message } => write!(f, "/messages/{message}/refusal"),
             SegmentPath::ToolArguments { message, call } => {
-                write!(f, "/messages/{message}/tool_calls/{call}/function/arguments")
+                write!(
+                    f,
+                    "/messages/{message}/tool_calls/{call}/function/arguments"
+                )
             }
             SegmentPath::Prompt => f.write_str("/prompt"),
             SegmentPath::PromptItem(index) => write!(f, "/prompt/{index}"),
@@ -102,6 +107,8 @@ pub(crate) struct Request {
     pub roles: Vec<Arc<str>>,
     /// Bytes that go to the model and are no segment: images, audio, tool definitions, names.
     pub uncovered: u64,
+    /// Whether a message holds something that is no text: an image, audio, a file.
+    pub has_media: bool,
     body: Bytes,
     model_span: Range<usize>,
     fields: Vec<(Box<str>, Range<usize>)>,
@@ -109,11 +116,41 @@ pub(crate) struct Request {
 
 /// Fields that bring no text to the model; all others that could are counted as not covered.
 const NOT_TEXT: [&str; 35] = [
-    "model", "messages", "prompt", "stream", "stream_options", "n", "temperature", "top_p", "top_k", "min_p",
-    "max_tokens", "max_completion_tokens", "frequency_penalty", "presence_penalty", "repetition_penalty", "seed",
-    "logit_bias", "logprobs", "top_logprobs", "stop", "user", "metadata", "store", "service_tier", "tool_choice",
-    "parallel_tool_calls", "reasoning_effort", "modalities", "safety_identifier", "prompt_cache_key", "echo",
-    "best_of", "verbosity", "function_call", "audio",
+    "model",
+    "messages",
+    "prompt",
+    "stream",
+    "stream_options",
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "stop",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "modalities",
+    "safety_identifier",
+    "prompt_cache_key",
+    "echo",
+    "best_of",
+    "verbosity",
+    "function_call",
+    "audio",
 ];
 
 impl Request {
@@ -122,12 +159,24 @@ impl Request {
     /// # Errors
     /// 400 in OpenAI's shape: what is wrong, and where.
     pub(crate) fn parse(request: ApiRequest) -> Result<Self, ApiError> {
-        let ApiRequest { endpoint, body, tenant, language } = request;
-        let text = std::str::from_utf8(&body).map_err(|_| ApiError::invalid("the body is not UTF-8", None))?;
-        let raw: RawRequest<'_> = serde_json::from_str(text)
-            .map_err(|error| ApiError::invalid(format!("the body cannot be read: {error}"), None))?;
+        let ApiRequest {
+            endpoint,
+            body,
+            tenant,
+            language,
+        } = request;
+        let text = std::str::from_utf8(&body)
+            .map_err(|_| ApiError::invalid("the body is not UTF-8", None))?;
+        let raw: RawRequest<'_> = serde_json::from_str(text).map_err(|error| {
+            ApiError::invalid(format!("the body cannot be read: {error}"), None)
+        })?;
 
-        let field = |name: &str| raw.fields.iter().find(|(key, _)| key == name).map(|(_, value)| *value);
+        let field = |name: &str| {
+            raw.fields
+                .iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| *value)
+        };
         let model_value = field("model").ok_or_else(|| missing("model"))?;
         let model: Arc<str> = typed::<String>(model_value, "model")?.into();
         let stream = optional::<bool>(field("stream"), "stream")?.unwrap_or(false);
@@ -137,27 +186,43 @@ impl Request {
                 struct Options {
                     include_usage: Option<bool>,
                 }
-                typed::<Options>(value, "stream_options")?.include_usage.unwrap_or(false)
+                typed::<Options>(value, "stream_options")?
+                    .include_usage
+                    .unwrap_or(false)
             }
             _ => false,
         };
         let n = optional::<u32>(field("n"), "n")?.unwrap_or(1);
         if !(1..=MAX_CHOICES).contains(&n) {
-            return Err(ApiError::invalid(format!("`n` must be from 1 to {MAX_CHOICES}"), Some("n")));
+            return Err(ApiError::invalid(
+                format!("`n` must be from 1 to {MAX_CHOICES}"),
+                Some("n"),
+            ));
         }
 
-        let mut reader = SegmentReader { text, segments: Vec::new(), roles: Vec::new(), uncovered: 0 };
+        let mut reader = SegmentReader {
+            text,
+            segments: Vec::new(),
+            roles: Vec::new(),
+            uncovered: 0,
+            has_media: false,
+        };
         match endpoint {
             Endpoint::Chat => {
                 let messages = raw.messages.as_ref().ok_or_else(|| missing("messages"))?;
                 if messages.is_empty() {
-                    return Err(ApiError::invalid("`messages` is empty: send at least one message", Some("messages")));
+                    return Err(ApiError::invalid(
+                        "`messages` is empty: send at least one message",
+                        Some("messages"),
+                    ));
                 }
                 for (index, message) in messages.iter().enumerate() {
                     reader.message(index, message)?;
                 }
             }
-            Endpoint::Completions => reader.prompt(field("prompt").ok_or_else(|| missing("prompt"))?)?,
+            Endpoint::Completions => {
+                reader.prompt(field("prompt").ok_or_else(|| missing("prompt"))?)?
+            }
         }
         for (key, value) in &raw.fields {
             let may_hold_text = value.get().starts_with(['"', '[', '{']);
@@ -171,12 +236,25 @@ impl Request {
             }
         }
         if endpoint == Endpoint::Completions && raw.messages.is_some() {
-            return Err(ApiError::invalid("`messages` belongs to /v1/chat/completions", Some("messages")));
+            return Err(ApiError::invalid(
+                "`messages` belongs to /v1/chat/completions",
+                Some("messages"),
+            ));
         }
 
-        let SegmentReader { segments, roles, uncovered, .. } = reader;
+        let SegmentReader {
+            segments,
+            roles,
+            uncovered,
+            has_media,
+            ..
+        } = reader;
         let model_span = span_in(text, model_value);
-        let fields = raw.fields.iter().map(|(key, value)| (key.as_ref().into(), span_in(text, value))).collect();
+        let fields = raw
+            .fields
+            .iter()
+            .map(|(key, value)| (key.as_ref().into(), span_in(text, value)))
+            .collect();
         Ok(Self {
             endpoint,
             tenant,
@@ -188,6 +266,7 @@ impl Request {
             segments,
             roles,
             uncovered,
+            has_media,
             model_span,
             fields,
             body,
@@ -202,12 +281,19 @@ impl Request {
     /// A top-level field as raw JSON, `null` left out.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let (_, span) = self.fields.iter().find(|(key, _)| **key == *name)?;
-        self.body_text().get(span.clone()).filter(|json| *json != "null")
+        self.body_text()
+            .get(span.clone())
+            .filter(|json| *json != "null")
     }
 
     /// A top-level field as a value of a type.
-    pub(crate) fn value<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Result<Option<T>, ApiError> {
-        self.field(name).map(|json| from_json(json, name)).transpose()
+    pub(crate) fn value<'a, T: Deserialize<'a>>(
+        &'a self,
+        name: &str,
+    ) -> Result<Option<T>, ApiError> {
+        self.field(name)
+            .map(|json| from_json(json, name))
+            .transpose()
     }
 
     /// The body for an upstream: the very bytes that came, with changed segments (and the model's
@@ -230,7 +316,12 @@ impl Request {
 
     /// Bytes of text that go to the model, segments or not.
     pub(crate) fn passed_bytes(&self) -> u64 {
-        self.uncovered + self.segments.iter().map(|segment| segment.text.len() as u64).sum::<u64>()
+        self.uncovered
+            + self
+                .segments
+                .iter()
+                .map(|segment| segment.text.len() as u64)
+                .sum::<u64>()
     }
 
     /// The `reference` (a text or several) in `metadata`, for the evaluation.
@@ -245,7 +336,9 @@ impl Request {
         struct Metadata {
             reference: Option<OneOrMany>,
         }
-        let found = self.field("metadata").and_then(|json| serde_json::from_str::<Metadata>(json).ok());
+        let found = self
+            .field("metadata")
+            .and_then(|json| serde_json::from_str::<Metadata>(json).ok());
         match found.and_then(|metadata| metadata.reference) {
             Some(OneOrMany::One(text)) => vec![text],
             Some(OneOrMany::Many(texts)) => texts,
@@ -259,7 +352,9 @@ impl Request {
         struct Metadata {
             session: Option<String>,
         }
-        serde_json::from_str::<Metadata>(self.field("metadata")?).ok()?.session
+        serde_json::from_str::<Metadata>(self.field("metadata")?)
+            .ok()?
+            .session
     }
 }
 
@@ -271,15 +366,22 @@ fn missing(name: &str) -> ApiError {
 }
 
 fn from_json<'a, T: Deserialize<'a>>(json: &'a str, name: &str) -> Result<T, ApiError> {
-    serde_json::from_str(json).map_err(|error| ApiError::invalid(format!("`{name}` cannot be read: {error}"), Some(name)))
+    serde_json::from_str(json)
+        .map_err(|error| ApiError::invalid(format!("`{name}` cannot be read: {error}"), Some(name)))
 }
 
 fn typed<'a, T: Deserialize<'a>>(value: &'a RawValue, name: &str) -> Result<T, ApiError> {
     from_json(value.get(), name)
 }
 
-fn optional<'a, T: Deserialize<'a>>(value: Option<&'a RawValue>, name: &str) -> Result<Option<T>, ApiError> {
-    value.filter(|value| !splice::is_null(value)).map(|value| typed(value, name)).transpose()
+fn optional<'a, T: Deserialize<'a>>(
+    value: Option<&'a RawValue>,
+    name: &str,
+) -> Result<Option<T>, ApiError> {
+    value
+        .filter(|value| !splice::is_null(value))
+        .map(|value| typed(value, name))
+        .transpose()
 }
 
 /// Collects the texts of a request.
@@ -288,20 +390,34 @@ struct SegmentReader<'a> {
     segments: Vec<Segment>,
     roles: Vec<Arc<str>>,
     uncovered: u64,
+    has_media: bool,
 }
 
 impl<'a> SegmentReader<'a> {
     fn add(&mut self, path: SegmentPath, role: &Arc<str>, raw: &RawValue) -> Result<(), ApiError> {
-        let text = splice::decode(raw)
-            .map_err(|error| ApiError::invalid(format!("`{path}` is no text: {error}"), Some(&path.to_string())))?;
-        self.segments.push(Segment { path, role: role.clone(), text, changed: false, span: span_in(self.text, raw) });
+        let text = splice::decode(raw).map_err(|error| {
+            ApiError::invalid(
+                format!("`{path}` is no text: {error}"),
+                Some(&path.to_string()),
+            )
+        })?;
+        self.segments.push(Segment {
+            path,
+            role: role.clone(),
+            text,
+            changed: false,
+            span: span_in(self.text, raw),
+        });
         Ok(())
     }
 
     fn message(&mut self, message: usize, raw: &RawMessage<'a>) -> Result<(), ApiError> {
         let place = || format!("messages[{message}]");
         let role = raw.role.as_deref().ok_or_else(|| {
-            ApiError::invalid(format!("`{}` has no `role`", place()), Some(&format!("messages[{message}].role")))
+            ApiError::invalid(
+                format!("`{}` has no `role`", place()),
+                Some(&format!("messages[{message}].role")),
+            )
         })?;
         let role = role_name(role);
         self.roles.push(role.clone());
@@ -322,10 +438,18 @@ impl<'a> SegmentReader<'a> {
         Ok(())
     }
 
-    fn parts(&mut self, message: usize, role: &Arc<str>, content: &'a RawValue) -> Result<(), ApiError> {
+    fn parts(
+        &mut self,
+        message: usize,
+        role: &Arc<str>,
+        content: &'a RawValue,
+    ) -> Result<(), ApiError> {
         let param = format!("messages[{message}].content");
         let parts: Vec<&'a RawValue> = serde_json::from_str(content.get()).map_err(|_| {
-            ApiError::invalid(format!("`{param}` must be a text or an array of parts"), Some(&param))
+            ApiError::invalid(
+                format!("`{param}` must be a text or an array of parts"),
+                Some(&param),
+            )
         })?;
         for (part, raw) in parts.into_iter().enumerate() {
             let fields: Fields<'a> = typed(raw, &param)?;
@@ -341,18 +465,27 @@ impl<'a> SegmentReader<'a> {
             match text.filter(|text| splice::is_string(text)) {
                 Some(text) => self.add(SegmentPath::Part { message, part }, role, text)?,
                 None if kind.as_deref() == Some("text") => {
-                    return Err(ApiError::invalid(format!("`{param}[{part}]` has no `text`"), Some(&param)));
+                    return Err(ApiError::invalid(
+                        format!("`{param}[{part}]` has no `text`"),
+                        Some(&param),
+                    ));
                 }
-                None => {}
+                None => self.has_media = true,
             }
         }
         Ok(())
     }
 
-    fn tool_calls(&mut self, message: usize, role: &Arc<str>, calls: &'a RawValue) -> Result<(), ApiError> {
+    fn tool_calls(
+        &mut self,
+        message: usize,
+        role: &Arc<str>,
+        calls: &'a RawValue,
+    ) -> Result<(), ApiError> {
         let param = format!("messages[{message}].tool_calls");
-        let calls: Vec<&'a RawValue> = serde_json::from_str(calls.get())
-            .map_err(|error| ApiError::invalid(format!("`{param}` cannot be read: {error}"), Some(&param)))?;
+        let calls: Vec<&'a RawValue> = serde_json::from_str(calls.get()).map_err(|error| {
+            ApiError::invalid(format!("`{param}` cannot be read: {error}"), Some(&param))
+        })?;
         for (call, raw) in calls.into_iter().enumerate() {
             let fields: Fields<'a> = typed(raw, &param)?;
             for (key, value) in fields.0 {
@@ -362,7 +495,11 @@ impl<'a> SegmentReader<'a> {
                         let function: Fields<'a> = typed(value, &param)?;
                         for (key, value) in function.0 {
                             if key == "arguments" && splice::is_string(value) {
-                                self.add(SegmentPath::ToolArguments { message, call }, role, value)?;
+                                self.add(
+                                    SegmentPath::ToolArguments { message, call },
+                                    role,
+                                    value,
+                                )?;
                             } else {
                                 self.uncovered += value.get().len() as u64;
                             }
@@ -397,7 +534,11 @@ fn role_name(role: &str) -> Arc<str> {
     use std::sync::LazyLock;
     static KNOWN: LazyLock<[Arc<str>; 5]> =
         LazyLock::new(|| ["system", "user", "assistant", "tool", "developer"].map(Arc::from));
-    KNOWN.iter().find(|known| ***known == *role).cloned().unwrap_or_else(|| role.into())
+    KNOWN
+        .iter()
+        .find(|known| ***known == *role)
+        .cloned()
+        .unwrap_or_else(|| role.into())
 }
 
 /// The fields of an object in order, unread. A name that comes twice is an error: two readers
@@ -463,7 +604,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawRequest<'a> {
                 let mut messages = None;
                 while let Some(Key(key)) = map.next_key()? {
                     if key == "messages" {
-                        if messages.replace(map.next_value::<Vec<RawMessage<'de>>>()?).is_some() {
+                        if messages
+                            .replace(map.next_value::<Vec<RawMessage<'de>>>()?)
+                            .is_some()
+                        {
                             return Err(A::Error::custom("the field `messages` comes twice"));
                         }
                     } else {

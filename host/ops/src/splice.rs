@@ -33,7 +33,9 @@ impl Splice {
         if self.edits.is_empty() {
             return text.clone();
         }
-        let mut out = Vec::with_capacity(text.len() + self.edits.iter().map(|edit| edit.1.len()).sum::<usize>());
+        let mut out = Vec::with_capacity(
+            text.len() + self.edits.iter().map(|edit| edit.1.len()).sum::<usize>(),
+        );
         self.apply_into(text, &mut out);
         out.into()
     }
@@ -43,7 +45,10 @@ impl Splice {
         self.edits.sort_by_key(|(range, _)| range.start);
         let mut at = 0;
         for (range, json) in self.edits.drain(..) {
-            debug_assert!(range.start >= at && range.end <= text.len(), "ranges overlap");
+            debug_assert!(
+                range.start >= at && range.end <= text.len(),
+                "ranges overlap"
+            );
             out.extend_from_slice(text.get(at..range.start).unwrap_or_default());
             out.extend_from_slice(&json);
             at = range.end;

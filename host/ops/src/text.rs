@@ -10,6 +10,8 @@ pub(crate) fn serialize<S: Serializer>(text: &Arc<str>, serializer: S) -> Result
 }
 
 /// See [`serialize`].
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Arc<str>, D::Error> {
     Ok(String::deserialize(deserializer)?.into())
 }

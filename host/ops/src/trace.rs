@@ -136,9 +136,16 @@ impl StageRecord {
 
     /// Notes a failed call.
     pub(crate) fn fail(&mut self, failure: &Failure, closed: bool) {
-        self.raise(if closed { StageVerdict::FailedClosed } else { StageVerdict::FailedOpen });
+        self.raise(if closed {
+            StageVerdict::FailedClosed
+        } else {
+            StageVerdict::FailedOpen
+        });
         if self.failure.is_none() {
-            self.failure = Some(FailureRecord { kind: failure.kind().into(), message: failure.to_string() });
+            self.failure = Some(FailureRecord {
+                kind: failure.kind().into(),
+                message: failure.to_string(),
+            });
         }
     }
 }

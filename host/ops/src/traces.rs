@@ -67,12 +67,20 @@ pub struct TracePage {
 impl TraceFilter {
     fn admits(&self, trace: &Trace) -> bool {
         let by_stage = |record: &crate::trace::StageRecord| {
-            self.stage.as_deref().is_none_or(|stage| *record.stage == *stage)
+            self.stage
+                .as_deref()
+                .is_none_or(|stage| *record.stage == *stage)
                 && self.verdict.is_none_or(|verdict| record.verdict == verdict)
         };
-        self.model.as_deref().is_none_or(|model| *trace.model == *model)
-            && self.finish.as_deref().is_none_or(|finish| trace.finish.name() == finish)
-            && ((self.stage.is_none() && self.verdict.is_none()) || trace.stages.iter().any(by_stage))
+        self.model
+            .as_deref()
+            .is_none_or(|model| *trace.model == *model)
+            && self
+                .finish
+                .as_deref()
+                .is_none_or(|finish| trace.finish.name() == finish)
+            && ((self.stage.is_none() && self.verdict.is_none())
+                || trace.stages.iter().any(by_stage))
     }
 }
 
@@ -82,7 +90,11 @@ impl Traces {
     /// # Errors
     /// The store cannot be read.
     pub fn open(store: Arc<dyn Store>, blobs: Arc<Blobs>) -> Result<Self> {
-        let traces = Self { store, blobs, count: Arc::default() };
+        let traces = Self {
+            store,
+            blobs,
+            count: Arc::default(),
+        };
         traces.count.store(traces.recount()?, Ordering::Relaxed);
         Ok(traces)
     }
@@ -141,7 +153,10 @@ impl Traces {
     /// # Errors
     /// The store cannot be read.
     pub fn get(&self, id: TraceId) -> Result<Option<Trace>> {
-        self.store.get(&key(id))?.map(|value| decode(id, &value)).transpose()
+        self.store
+            .get(&key(id))?
+            .map(|value| decode(id, &value))
+            .transpose()
     }
 
     /// The texts of a trace, where the config keeps them: the request and the answer.
@@ -149,8 +164,13 @@ impl Traces {
     /// # Errors
     /// A blob cannot be read.
     pub fn texts(&self, trace: &Trace) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-        let Some(texts) = &trace.texts else { return Ok(None) };
-        Ok(Some((self.blobs.get(&texts.input)?, self.blobs.get(&texts.output)?)))
+        let Some(texts) = &trace.texts else {
+            return Ok(None);
+        };
+        Ok(Some((
+            self.blobs.get(&texts.input)?,
+            self.blobs.get(&texts.output)?,
+        )))
     }
 
     pub(crate) fn blobs(&self) -> &Blobs {
@@ -168,7 +188,11 @@ impl Traces {
     /// # Errors
     /// The store cannot be read.
     pub fn list(&self, filter: &TraceFilter) -> Result<TracePage> {
-        let limit = if filter.limit == 0 { 100 } else { filter.limit.min(1000) };
+        let limit = if filter.limit == 0 {
+            100
+        } else {
+            filter.limit.min(1000)
+        };
         let from = key(TraceId::first_at(filter.since_ms.unwrap_or(0)));
         let mut to = match (filter.cursor, filter.until_ms) {
             (Some(cursor), _) => Some(key(cursor)),
@@ -178,9 +202,17 @@ impl Traces {
         let mut found = Vec::new();
         let mut looked = 0;
         loop {
-            let page = self.range(Bound::Included(&from), to.as_deref(), Order::Descending, PAGE.min(limit.max(16)))?;
+            let page = self.range(
+                Bound::Included(&from),
+                to.as_deref(),
+                Order::Descending,
+                PAGE.min(limit.max(16)),
+            )?;
             let Some((last, _)) = page.last() else {
-                return Ok(TracePage { traces: found, next: None });
+                return Ok(TracePage {
+                    traces: found,
+                    next: None,
+                });
             };
             to = Some(last.clone());
             for (key, value) in &page {
@@ -191,7 +223,10 @@ impl Traces {
                     found.push(trace);
                 }
                 if found.len() == limit || looked == LOOK {
-                    return Ok(TracePage { traces: found, next: Some(id) });
+                    return Ok(TracePage {
+                        traces: found,
+                        next: Some(id),
+                    });
                 }
             }
         }
@@ -208,8 +243,18 @@ impl Traces {
         loop {
             let beyond = self.count().saturating_sub(config.max_count);
             let page = match beyond {
-                0 => self.range(Bound::Included(PREFIX), Some(&oldest), Order::Ascending, PAGE)?,
-                some => self.range(Bound::Included(PREFIX), None, Order::Ascending, PAGE.min(some as usize))?,
+                0 => self.range(
+                    Bound::Included(PREFIX),
+                    Some(&oldest),
+                    Order::Ascending,
+                    PAGE,
+                )?,
+                some => self.range(
+                    Bound::Included(PREFIX),
+                    None,
+                    Order::Ascending,
+                    PAGE.min(some as usize),
+                )?,
             };
             if page.is_empty() {
                 return Ok(removed);
@@ -217,7 +262,9 @@ impl Traces {
             let mut batch = Batch::new();
             for (key, value) in &page {
                 batch.delete(key.clone());
-                let texts = serde_json::from_slice::<Trace>(value).ok().and_then(|trace| trace.texts);
+                let texts = serde_json::from_slice::<Trace>(value)
+                    .ok()
+                    .and_then(|trace| trace.texts);
                 for digest in texts.iter().flat_map(|texts| [texts.input, texts.output]) {
                     // Two traces with the same text share its blob; a text that is gone is said to
                     // be gone, which is what retention asks for.
@@ -226,9 +273,11 @@ impl Traces {
             }
             self.store.apply(batch)?;
             removed += page.len() as u64;
-            let _ = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                Some(count.saturating_sub(page.len() as u64))
-            });
+            let _ = self
+                .count
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                    Some(count.saturating_sub(page.len() as u64))
+                });
         }
     }
 }
@@ -247,12 +296,16 @@ fn id_of(key: &[u8]) -> Option<TraceId> {
 
 fn encode(trace: &Trace) -> Result<Vec<u8>> {
     let mut value = Vec::with_capacity(1024);
-    serde_json::to_writer(&mut value, trace)
-        .map_err(|error| Error::Record { key: format!("trace/{}", trace.id), why: error.to_string() })?;
+    serde_json::to_writer(&mut value, trace).map_err(|error| Error::Record {
+        key: format!("trace/{}", trace.id),
+        why: error.to_string(),
+    })?;
     Ok(value)
 }
 
 fn decode(id: TraceId, value: &[u8]) -> Result<Trace> {
-    serde_json::from_slice(value)
-        .map_err(|error| Error::Record { key: format!("trace/{id}"), why: error.to_string() })
+    serde_json::from_slice(value).map_err(|error| Error::Record {
+        key: format!("trace/{id}"),
+        why: error.to_string(),
+    })
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{
-    Config, Problem, schema,
+    Config, Problem,
     plugins::{self, PluginCatalog},
     problem::Problems,
-    references,
+    references, schema,
     shape::Shape,
     tree::{Kind, Node},
 };
@@ -41,7 +41,11 @@ pub fn check_with_plugins(
     run(text, path, Some(catalog))
 }
 
-fn run(text: &str, path: &Path, catalog: Option<&dyn PluginCatalog>) -> Result<Config, Vec<Problem>> {
+fn run(
+    text: &str,
+    path: &Path,
+    catalog: Option<&dyn PluginCatalog>,
+) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems::new(text, path.to_owned());
     let document = Node::parse(text, &mut problems);
     let schema = schema();
@@ -52,7 +56,11 @@ fn run(text: &str, path: &Path, catalog: Option<&dyn PluginCatalog>) -> Result<C
     if let Some(catalog) = catalog {
         plugins::check(&document, &config, catalog, &mut problems);
     }
-    if problems.is_empty() { Ok(config) } else { Err(problems.into_sorted()) }
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(problems.into_sorted())
+    }
 }
 
 /// Builds a config of the sound parts of a document.
@@ -66,9 +74,15 @@ fn read<'s>(document: &Node, shape: &Shape<'s>, problems: &mut Problems<'_>) -> 
             for item in entry.value.entries() {
                 let before = problems.len();
                 let path = format!("{name}.{}", item.key);
-                shape.check(&item.value, shape.below(&[name, &item.key]), &path, problems);
+                shape.check(
+                    &item.value,
+                    shape.below(&[name, &item.key]),
+                    &path,
+                    problems,
+                );
                 let json = item.value.to_json();
-                if problems.len() == before && reads(name, &item.key, &json, &item.value, problems) {
+                if problems.len() == before && reads(name, &item.key, &json, &item.value, problems)
+                {
                     kept.insert(item.key.clone(), json);
                 }
             }
@@ -95,16 +109,31 @@ fn read<'s>(document: &Node, shape: &Shape<'s>, problems: &mut Problems<'_>) -> 
         if !known {
             let names = NAMED.into_iter().chain(SINGLE);
             let help = super::problem::suggest(&entry.key, names, "known sections");
-            problems.add(&entry.span, format!("unknown section `{}`", entry.key), help);
+            problems.add(
+                &entry.span,
+                format!("unknown section `{}`", entry.key),
+                help,
+            );
         } else if !matches!(entry.value.kind, Kind::Table(_)) {
-            shape.check(&entry.value, shape.below(&[&entry.key]), &entry.key, problems);
+            shape.check(
+                &entry.value,
+                shape.below(&[&entry.key]),
+                &entry.key,
+                problems,
+            );
         }
     }
     serde_json::from_value(Value::Object(sound)).unwrap_or_default()
 }
 
 /// Whether one named entry is readable on its own; catches what the schema cannot say.
-fn reads(section: &str, name: &str, json: &Value, node: &Node, problems: &mut Problems<'_>) -> bool {
+fn reads(
+    section: &str,
+    name: &str,
+    json: &Value,
+    node: &Node,
+    problems: &mut Problems<'_>,
+) -> bool {
     let mut inner = serde_json::Map::new();
     inner.insert(name.to_owned(), json.clone());
     let mut whole = serde_json::Map::new();
@@ -112,7 +141,12 @@ fn reads(section: &str, name: &str, json: &Value, node: &Node, problems: &mut Pr
     parses(whole, &format!("{section}.{name}"), node, problems)
 }
 
-fn parses(whole: serde_json::Map<String, Value>, path: &str, node: &Node, problems: &mut Problems<'_>) -> bool {
+fn parses(
+    whole: serde_json::Map<String, Value>,
+    path: &str,
+    node: &Node,
+    problems: &mut Problems<'_>,
+) -> bool {
     match serde_json::from_value::<Config>(Value::Object(whole)) {
         Ok(_) => true,
         Err(error) => {

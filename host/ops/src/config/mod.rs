@@ -197,7 +197,10 @@ pub struct LimitsConfig {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { memory: ByteSize(16 << 20), deadline: Time(Duration::from_millis(50)) }
+        Self {
+            memory: ByteSize(16 << 20),
+            deadline: Time(Duration::from_millis(50)),
+        }
     }
 }
 
@@ -263,7 +266,9 @@ pub struct RolloutConfig {
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { review_interval: Time(Duration::from_secs(30)) }
+        Self {
+            review_interval: Time(Duration::from_secs(30)),
+        }
     }
 }
 
@@ -330,7 +335,11 @@ pub struct MonitoringConfig {
 
 impl Default for MonitoringConfig {
     fn default() -> Self {
-        Self { batch: 256, flush: Time(Duration::from_secs(1)), tick: Time(Duration::from_secs(10)) }
+        Self {
+            batch: 256,
+            flush: Time(Duration::from_secs(1)),
+            tick: Time(Duration::from_secs(10)),
+        }
     }
 }
 
@@ -338,13 +347,18 @@ impl PipelineConfig {
     /// The index of the stable arm: the one called `stable`, else the first.
     #[must_use]
     pub fn stable_arm(&self) -> usize {
-        self.arms.iter().position(|arm| arm.name == "stable").unwrap_or(0)
+        self.arms
+            .iter()
+            .position(|arm| arm.name == "stable")
+            .unwrap_or(0)
     }
 
     /// Whether this pipeline serves a model name.
     #[must_use]
     pub fn serves(&self, model: &str) -> bool {
-        self.serves.iter().any(|pattern| pattern_matches(pattern, model))
+        self.serves
+            .iter()
+            .any(|pattern| pattern_matches(pattern, model))
     }
 }
 

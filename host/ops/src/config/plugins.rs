@@ -8,7 +8,10 @@ use serde_json::Value;
 use super::{
     Config, StageConfig,
     problem::{Problems, suggest},
-    tree::{Node, Step::{self, Index, Key}},
+    tree::{
+        Node,
+        Step::{self, Index, Key},
+    },
 };
 
 /// What a config check needs to know of a plugin; all of it stands in the plugin's manifest.
@@ -43,7 +46,12 @@ pub trait PluginCatalog {
 }
 
 /// Reports what does not fit between stages, their places and their plugins.
-pub(super) fn check(document: &Node, config: &Config, catalog: &dyn PluginCatalog, problems: &mut Problems<'_>) {
+pub(super) fn check(
+    document: &Node,
+    config: &Config,
+    catalog: &dyn PluginCatalog,
+    problems: &mut Problems<'_>,
+) {
     let mut facts = BTreeMap::new();
     for (name, stage) in &config.stages {
         if let Some(found) = find(document, name, stage, catalog, problems) {
@@ -53,36 +61,66 @@ pub(super) fn check(document: &Node, config: &Config, catalog: &dyn PluginCatalo
         }
     }
     for (name, pipeline) in &config.pipelines {
-        let mut place = |stage: &str, steps: &[Step<'_>], wanted: &[&str], problems: &mut Problems<'_>| {
-            let Some(found) = facts.get(stage) else { return };
-            if !found.interfaces.iter().any(|interface| wanted.contains(&interface.as_str())) {
-                let mut path = vec![Key("pipelines"), Key(name)];
-                path.extend_from_slice(steps);
-                let key = match steps.first() {
-                    Some(Key(key)) => *key,
-                    _ => "it",
+        let mut place =
+            |stage: &str, steps: &[Step<'_>], wanted: &[&str], problems: &mut Problems<'_>| {
+                let Some(found) = facts.get(stage) else {
+                    return;
                 };
-                problems.add(
-                    &document.span_of(&path),
-                    format!("`{stage}` cannot stand in `{key}`: its plugin has no {} interface", wanted.join(" or ")),
-                    format!("`{}` has: {}", found.name, found.interfaces.join(", ")),
-                );
-            }
-        };
+                if !found
+                    .interfaces
+                    .iter()
+                    .any(|interface| wanted.contains(&interface.as_str()))
+                {
+                    let mut path = vec![Key("pipelines"), Key(name)];
+                    path.extend_from_slice(steps);
+                    let key = match steps.first() {
+                        Some(Key(key)) => *key,
+                        _ => "it",
+                    };
+                    problems.add(
+                        &document.span_of(&path),
+                        format!(
+                            "`{stage}` cannot stand in `{key}`: its plugin has no {} interface",
+                            wanted.join(" or ")
+                        ),
+                        format!("`{}` has: {}", found.name, found.interfaces.join(", ")),
+                    );
+                }
+            };
         for (index, stage) in pipeline.input.iter().enumerate() {
-            place(stage, &[Key("input"), Index(index)], &["validation", "compliance"], problems);
+            place(
+                stage,
+                &[Key("input"), Index(index)],
+                &["validation", "compliance"],
+                problems,
+            );
         }
         for (index, stage) in pipeline.output.iter().enumerate() {
-            place(stage, &[Key("output"), Index(index)], &["compliance"], problems);
+            place(
+                stage,
+                &[Key("output"), Index(index)],
+                &["compliance"],
+                problems,
+            );
         }
         for (index, stage) in pipeline.monitors.iter().enumerate() {
-            place(stage, &[Key("monitors"), Index(index)], &["monitoring"], problems);
+            place(
+                stage,
+                &[Key("monitors"), Index(index)],
+                &["monitoring"],
+                problems,
+            );
         }
         if let Some(stage) = &pipeline.deployment {
             place(stage, &[Key("deployment")], &["deployment"], problems);
         }
         if let Some(evaluation) = &pipeline.evaluation {
-            place(&evaluation.stage, &[Key("evaluation"), Key("stage")], &["evaluation"], problems);
+            place(
+                &evaluation.stage,
+                &[Key("evaluation"), Key("stage")],
+                &["evaluation"],
+                problems,
+            );
         }
     }
 }
@@ -104,7 +142,11 @@ fn find(
                     format!("there is no first-party plugin `{plugin}`"),
                     format!(
                         "{}; for a file of your own write path = \"…\"",
-                        suggest(plugin, names.iter().map(String::as_str), "first-party plugins")
+                        suggest(
+                            plugin,
+                            names.iter().map(String::as_str),
+                            "first-party plugins"
+                        )
                     ),
                 );
                 return None;
@@ -116,13 +158,23 @@ fn find(
     match found {
         Ok(facts) => Some(facts),
         Err(why) => {
-            problems.add(&document.span_of(&[Key("stages"), Key(name), Key(key)]), why, "");
+            problems.add(
+                &document.span_of(&[Key("stages"), Key(name), Key(key)]),
+                why,
+                "",
+            );
             None
         }
     }
 }
 
-fn check_config(document: &Node, name: &str, stage: &StageConfig, facts: &PluginFacts, problems: &mut Problems<'_>) {
+fn check_config(
+    document: &Node,
+    name: &str,
+    stage: &StageConfig,
+    facts: &PluginFacts,
+    problems: &mut Problems<'_>,
+) {
     if facts.config_schema.is_null() {
         return;
     }
@@ -131,7 +183,10 @@ fn check_config(document: &Node, name: &str, stage: &StageConfig, facts: &Plugin
         Err(error) => {
             problems.add(
                 &document.span_of(&[Key("stages"), Key(name)]),
-                format!("the manifest of `{}` has a broken config schema: {error}", facts.name),
+                format!(
+                    "the manifest of `{}` has a broken config schema: {error}",
+                    facts.name
+                ),
                 "this is a fault of the plugin: tell its author",
             );
             return;
@@ -149,20 +204,36 @@ fn check_config(document: &Node, name: &str, stage: &StageConfig, facts: &Plugin
         for part in &parts {
             path.push(part.parse().map_or(Key(part), Index));
         }
-        let dotted: Vec<&str> = ["stages", name, "config"].into_iter().chain(parts.iter().map(String::as_str)).collect();
+        let dotted: Vec<&str> = ["stages", name, "config"]
+            .into_iter()
+            .chain(parts.iter().map(String::as_str))
+            .collect();
         problems.add(
             &document.span_of(&path),
             format!("`{}`: {error}", dotted.join(".")),
-            format!("`millgate plugin inspect {}` shows the config that it takes", facts.name),
+            format!(
+                "`millgate plugin inspect {}` shows the config that it takes",
+                facts.name
+            ),
         );
     }
 }
 
-fn check_grants(document: &Node, name: &str, stage: &StageConfig, facts: &PluginFacts, problems: &mut Problems<'_>) {
+fn check_grants(
+    document: &Node,
+    name: &str,
+    stage: &StageConfig,
+    facts: &PluginFacts,
+    problems: &mut Problems<'_>,
+) {
     let grant = &stage.grant;
     let given = [
         ("state", grant.state.is_some(), "state = { bytes = 65536 }"),
-        ("inference", grant.inference.is_some(), "inference = { models = [\"…\"], tokens-per-minute = 20000 }"),
+        (
+            "inference",
+            grant.inference.is_some(),
+            "inference = { models = [\"…\"], tokens-per-minute = 20000 }",
+        ),
         ("secrets", !grant.secrets.is_empty(), "secrets = [\"…\"]"),
         ("http", !grant.http.is_empty(), "http = [\"https://…\"]"),
     ];
@@ -171,14 +242,20 @@ fn check_grants(document: &Node, name: &str, stage: &StageConfig, facts: &Plugin
         if asked && !granted {
             problems.add(
                 &document.span_of(&[Key("stages"), Key(name)]),
-                format!("`{}` asks for `{capability}`, which `stages.{name}` does not grant", facts.name),
+                format!(
+                    "`{}` asks for `{capability}`, which `stages.{name}` does not grant",
+                    facts.name
+                ),
                 format!("if you trust it with that, add grant = {{ {example} }}"),
             );
         }
         if granted && !asked {
             problems.add(
                 &document.span_of(&[Key("stages"), Key(name), Key("grant"), Key(capability)]),
-                format!("`stages.{name}` grants `{capability}`, which `{}` does not ask for", facts.name),
+                format!(
+                    "`stages.{name}` grants `{capability}`, which `{}` does not ask for",
+                    facts.name
+                ),
                 "remove it",
             );
         }

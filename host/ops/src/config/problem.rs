@@ -20,7 +20,13 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, line, column, message, help } = self;
+        let Self {
+            file,
+            line,
+            column,
+            message,
+            help,
+        } = self;
         write!(f, "{}:{line}:{column}: {message}", file.display())?;
         if !help.is_empty() {
             write!(f, "\n    help: {help}")?;
@@ -38,10 +44,19 @@ pub(super) struct Problems<'a> {
 
 impl<'a> Problems<'a> {
     pub(super) fn new(text: &'a str, file: PathBuf) -> Self {
-        Self { text, file, found: Vec::new() }
+        Self {
+            text,
+            file,
+            found: Vec::new(),
+        }
     }
 
-    pub(super) fn add(&mut self, span: &Range<usize>, message: impl Into<String>, help: impl Into<String>) {
+    pub(super) fn add(
+        &mut self,
+        span: &Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         let (line, column) = position(self.text, span.start);
         let problem = Problem {
             file: self.file.clone(),
@@ -82,7 +97,11 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
 }
 
 /// `did you mean ...?`, or the list of what there is.
-pub(super) fn suggest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>, what: &str) -> String {
+pub(super) fn suggest<'n>(
+    wanted: &str,
+    names: impl Iterator<Item = &'n str>,
+    what: &str,
+) -> String {
     let names: Vec<&str> = names.collect();
     let closest = names
         .iter()
@@ -126,7 +145,13 @@ mod tests {
     #[test]
     fn a_typo_is_answered_with_the_nearest_name() {
         let names = ["input", "output", "monitors"];
-        assert_eq!(suggest("ouput", names.into_iter(), "keys"), "did you mean `output`?");
-        assert_eq!(suggest("zzz", names.into_iter(), "keys"), "keys: input, output, monitors");
+        assert_eq!(
+            suggest("ouput", names.into_iter(), "keys"),
+            "did you mean `output`?"
+        );
+        assert_eq!(
+            suggest("zzz", names.into_iter(), "keys"),
+            "keys: input, output, monitors"
+        );
     }
 }

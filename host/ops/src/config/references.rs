@@ -4,7 +4,10 @@
 use super::{
     Config, ModelConfig, PipelineConfig,
     problem::{Problems, suggest},
-    tree::{Node, Step::{Index, Key}},
+    tree::{
+        Node,
+        Step::{Index, Key},
+    },
 };
 
 /// Reports references to what does not exist, and what does not make sense together.
@@ -22,7 +25,14 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
         }
         if let Some(grant) = &stage.grant.inference {
             for (index, model) in grant.models.iter().enumerate() {
-                let place = [Key("stages"), Key(name), Key("grant"), Key("inference"), Key("models"), Index(index)];
+                let place = [
+                    Key("stages"),
+                    Key(name),
+                    Key("grant"),
+                    Key("inference"),
+                    Key("models"),
+                    Index(index),
+                ];
                 defined(document, "models", model, &place, problems);
             }
         }
@@ -35,7 +45,11 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
 
 fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut Problems<'_>) {
     let here = document.span_of(&[Key("models"), Key(name)]);
-    let sources = [model.pull.is_some(), model.path.is_some(), model.upstream.is_some()];
+    let sources = [
+        model.pull.is_some(),
+        model.path.is_some(),
+        model.upstream.is_some(),
+    ];
     if sources.iter().filter(|given| **given).count() != 1 {
         problems.add(
             &here,
@@ -43,7 +57,9 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
             "write pull = \"smollm2-135m-instruct\", path = \"model.gguf\" or upstream = { url = \"http://…/v1\" }",
         );
     }
-    let Some(upstream) = &model.upstream else { return };
+    let Some(upstream) = &model.upstream else {
+        return;
+    };
     let local = [
         ("threads", model.threads.is_some()),
         ("max-sequences", model.max_sequences.is_some()),
@@ -60,10 +76,13 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
     let place = document.span_of(&[Key("models"), Key(name), Key("upstream"), Key("url")]);
     match upstream.url.parse::<http::Uri>() {
         Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() => {
-            if uri.query().is_some() || uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+            if uri.query().is_some() || uri.authority().is_some_and(|it| it.as_str().contains('@'))
+            {
                 problems.add(
                     &place,
-                    format!("`models.{name}.upstream.url` may have neither a query nor credentials"),
+                    format!(
+                        "`models.{name}.upstream.url` may have neither a query nor credentials"
+                    ),
                     "name the environment variable that holds the key in `key-env`",
                 );
             }
@@ -78,30 +97,57 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
 
 /// Reports a name that its section does not define. A name whose entry is itself faulty counts as
 /// defined: its own problem is reported already.
-fn defined(document: &Node, section: &str, name: &str, place: &[super::tree::Step<'_>], problems: &mut Problems<'_>) {
+fn defined(
+    document: &Node,
+    section: &str,
+    name: &str,
+    place: &[super::tree::Step<'_>],
+    problems: &mut Problems<'_>,
+) {
     let entries = document.get(section).map(Node::entries).unwrap_or_default();
     if !entries.iter().any(|entry| entry.key == name) {
         let what = section.trim_end_matches('s');
-        let mut help = suggest(name, entries.iter().map(|entry| entry.key.as_str()), &format!("known {section}"));
+        let mut help = suggest(
+            name,
+            entries.iter().map(|entry| entry.key.as_str()),
+            &format!("known {section}"),
+        );
         if entries.is_empty() {
             help = format!("add [{section}.{name}]");
         }
-        problems.add(&document.span_of(place), format!("there is no {what} `{name}`"), help);
+        problems.add(
+            &document.span_of(place),
+            format!("there is no {what} `{name}`"),
+            help,
+        );
     }
 }
 
-fn check_pipeline(document: &Node, name: &str, pipeline: &PipelineConfig, problems: &mut Problems<'_>) {
+fn check_pipeline(
+    document: &Node,
+    name: &str,
+    pipeline: &PipelineConfig,
+    problems: &mut Problems<'_>,
+) {
     let at = |steps: &[super::tree::Step<'_>]| {
         let mut path = vec![Key("pipelines"), Key(name)];
         path.extend_from_slice(steps);
         document.span_of(&path)
     };
-    for (key, stages) in [("input", &pipeline.input), ("output", &pipeline.output), ("monitors", &pipeline.monitors)] {
+    for (key, stages) in [
+        ("input", &pipeline.input),
+        ("output", &pipeline.output),
+        ("monitors", &pipeline.monitors),
+    ] {
         for (index, stage) in stages.iter().enumerate() {
             let place = [Key("pipelines"), Key(name), Key(key), Index(index)];
             defined(document, "stages", stage, &place, problems);
             if stages.iter().take(index).any(|other| other == stage) {
-                problems.add(&at(&[Key(key), Index(index)]), format!("`{stage}` stands twice in `{key}`"), "remove one");
+                problems.add(
+                    &at(&[Key(key), Index(index)]),
+                    format!("`{stage}` stands twice in `{key}`"),
+                    "remove one",
+                );
             }
         }
     }
@@ -121,7 +167,10 @@ fn check_pipeline(document: &Node, name: &str, pipeline: &PipelineConfig, proble
         );
     }
     for (index, pattern) in pipeline.serves.iter().enumerate() {
-        if pattern.is_empty() || pattern.trim_end_matches('*').contains('*') || pattern.ends_with("**") {
+        if pattern.is_empty()
+            || pattern.trim_end_matches('*').contains('*')
+            || pattern.ends_with("**")
+        {
             problems.add(
                 &at(&[Key("serves"), Index(index)]),
                 format!("`{pattern}` is no pattern"),
@@ -139,7 +188,11 @@ fn check_arms(document: &Node, name: &str, pipeline: &PipelineConfig, problems: 
         document.span_of(&path)
     };
     if pipeline.arms.is_empty() {
-        let what = if pipeline.deployment.is_some() { "a deployment but no arms" } else { "no arms" };
+        let what = if pipeline.deployment.is_some() {
+            "a deployment but no arms"
+        } else {
+            "no arms"
+        };
         problems.add(
             &at(&[Key("arms")]),
             format!("`pipelines.{name}` has {what}"),
@@ -155,16 +208,34 @@ fn check_arms(document: &Node, name: &str, pipeline: &PipelineConfig, problems: 
     }
     let mut given = 0.0;
     for (index, arm) in pipeline.arms.iter().enumerate() {
-        let place = [Key("pipelines"), Key(name), Key("arms"), Index(index), Key("model")];
+        let place = [
+            Key("pipelines"),
+            Key(name),
+            Key("arms"),
+            Index(index),
+            Key("model"),
+        ];
         defined(document, "models", &arm.model, &place, problems);
-        if pipeline.arms.iter().take(index).any(|other| other.name == arm.name) {
+        if pipeline
+            .arms
+            .iter()
+            .take(index)
+            .any(|other| other.name == arm.name)
+        {
             let place = at(&[Key("arms"), Index(index), Key("name")]);
-            problems.add(&place, format!("two arms are called `{}`", arm.name), "give each arm a name of its own");
+            problems.add(
+                &place,
+                format!("two arms are called `{}`", arm.name),
+                "give each arm a name of its own",
+            );
         }
         match arm.weight {
             Some(_) if index == pipeline.stable_arm() => problems.add(
                 &at(&[Key("arms"), Index(index), Key("weight")]),
-                format!("`{}` is the stable arm and takes what the candidates leave", arm.name),
+                format!(
+                    "`{}` is the stable arm and takes what the candidates leave",
+                    arm.name
+                ),
                 "remove its weight",
             ),
             Some(weight) => given += weight,

@@ -29,7 +29,10 @@ impl<'s> Shape<'s> {
                     None => return schema,
                 }
             } else if let Some(Value::Array(options)) = schema.get("anyOf") {
-                match options.iter().find(|option| option.get("type") != Some(&Value::from("null"))) {
+                match options
+                    .iter()
+                    .find(|option| option.get("type") != Some(&Value::from("null")))
+                {
                     Some(option) => schema = option,
                     None => return schema,
                 }
@@ -56,10 +59,18 @@ impl<'s> Shape<'s> {
     }
 
     /// Reports everything in which `node` differs from `schema`. `path` is for the messages.
-    pub(super) fn check(&self, node: &Node, schema: &'s Value, path: &str, problems: &mut Problems<'_>) {
+    pub(super) fn check(
+        &self,
+        node: &Node,
+        schema: &'s Value,
+        path: &str,
+        problems: &mut Problems<'_>,
+    ) {
         let schema = self.resolve(schema);
         match &node.kind {
-            Kind::Table(_) if allows(schema, "object") => self.check_table(node, schema, path, problems),
+            Kind::Table(_) if allows(schema, "object") => {
+                self.check_table(node, schema, path, problems)
+            }
             Kind::Array(items) if allows(schema, "array") => {
                 if let Some(inner) = schema.get("items") {
                     for (index, item) in items.iter().enumerate() {
@@ -69,22 +80,37 @@ impl<'s> Shape<'s> {
             }
             Kind::Scalar(value) if value.is_null() => {} // already reported by the parser
             Kind::Scalar(value) => check_scalar(node, value, schema, path, problems),
-            _ => problems.add(&node.span, format!("`{path}` is {}", node.type_name()), expected(schema)),
+            _ => problems.add(
+                &node.span,
+                format!("`{path}` is {}", node.type_name()),
+                expected(schema),
+            ),
         }
     }
 
     fn check_table(&self, node: &Node, schema: &'s Value, path: &str, problems: &mut Problems<'_>) {
         let empty = serde_json::Map::new();
-        let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+        let properties = schema
+            .get("properties")
+            .and_then(Value::as_object)
+            .unwrap_or(&empty);
         let others = schema.get("additionalProperties");
         for entry in node.entries() {
-            let path = if path.is_empty() { entry.key.clone() } else { format!("{path}.{}", entry.key) };
+            let path = if path.is_empty() {
+                entry.key.clone()
+            } else {
+                format!("{path}.{}", entry.key)
+            };
             match (properties.get(&entry.key), others) {
                 (Some(inner), _) => self.check(&entry.value, inner, &path, problems),
                 (None, Some(Value::Bool(false))) => problems.add(
                     &entry.span,
                     format!("unknown key `{path}`"),
-                    suggest(&entry.key, properties.keys().map(String::as_str), "known keys"),
+                    suggest(
+                        &entry.key,
+                        properties.keys().map(String::as_str),
+                        "known keys",
+                    ),
                 ),
                 (None, Some(inner)) => self.check(&entry.value, inner, &path, problems),
                 (None, None) => {}
@@ -98,14 +124,21 @@ impl<'s> Shape<'s> {
                     .and_then(|inner| inner.get("description"))
                     .and_then(Value::as_str)
                     .unwrap_or_default();
-                problems.add(&node.span, format!("`{path}` has no `{key}`"), first_sentence(help));
+                problems.add(
+                    &node.span,
+                    format!("`{path}` has no `{key}`"),
+                    first_sentence(help),
+                );
             }
         }
     }
 }
 
 fn first_sentence(text: &str) -> String {
-    text.lines().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    text.lines()
+        .take_while(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Whether the schema admits a JSON type; one that names none admits all.
@@ -123,13 +156,23 @@ fn options(schema: &Value) -> Option<Vec<&str>> {
         return Some(words.iter().filter_map(Value::as_str).collect());
     }
     let words = schema.get("oneOf")?.as_array()?.iter().flat_map(|option| {
-        let many = option.get("enum").and_then(Value::as_array).into_iter().flatten();
+        let many = option
+            .get("enum")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
         option.get("const").into_iter().chain(many)
     });
     Some(words.filter_map(Value::as_str).collect())
 }
 
-fn check_scalar(node: &Node, value: &Value, schema: &Value, path: &str, problems: &mut Problems<'_>) {
+fn check_scalar(
+    node: &Node,
+    value: &Value,
+    schema: &Value,
+    path: &str,
+    problems: &mut Problems<'_>,
+) {
     if let Some(words) = options(schema) {
         if !value.as_str().is_some_and(|word| words.contains(&word)) {
             let help = match value.as_str() {
@@ -147,7 +190,11 @@ fn check_scalar(node: &Node, value: &Value, schema: &Value, path: &str, problems
         _ => allows(schema, "integer") || allows(schema, "number"),
     };
     if !fits {
-        problems.add(&node.span, format!("`{path}` is {}", node.type_name()), expected(schema));
+        problems.add(
+            &node.span,
+            format!("`{path}` is {}", node.type_name()),
+            expected(schema),
+        );
         return;
     }
     if let Value::String(text) = value {
@@ -162,13 +209,19 @@ fn check_scalar(node: &Node, value: &Value, schema: &Value, path: &str, problems
     }
     if let Some(number) = value.as_f64() {
         let bound = |name: &str| schema.get(name).and_then(Value::as_f64);
-        if bound("minimum").is_some_and(|least| number < least) || bound("maximum").is_some_and(|most| number > most) {
+        if bound("minimum").is_some_and(|least| number < least)
+            || bound("maximum").is_some_and(|most| number > most)
+        {
             let text = match (bound("minimum"), bound("maximum")) {
                 (Some(least), Some(most)) => format!("a number from {least} to {most}"),
                 (Some(least), None) => format!("a number from {least}"),
                 (_, most) => format!("a number up to {}", most.unwrap_or_default()),
             };
-            problems.add(&node.span, format!("`{path}` cannot be {value}"), format!("expected {text}"));
+            problems.add(
+                &node.span,
+                format!("`{path}` cannot be {value}"),
+                format!("expected {text}"),
+            );
         }
     }
 }
@@ -185,9 +238,16 @@ fn expected(schema: &Value) -> String {
         _ => None,
     };
     let words: Vec<&str> = match schema.get("type") {
-        Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).filter_map(word).collect(),
+        Some(Value::Array(kinds)) => kinds
+            .iter()
+            .filter_map(Value::as_str)
+            .filter_map(word)
+            .collect(),
         Some(Value::String(kind)) => word(kind).into_iter().collect(),
-        _ => options(schema).map(|_| "one of the words below").into_iter().collect(),
+        _ => options(schema)
+            .map(|_| "one of the words below")
+            .into_iter()
+            .collect(),
     };
     let example = schema
         .get("examples")

@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use serde_json::{Map, Value};
-use toml::{Spanned, de::{DeTable, DeValue}};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::problem::Problems;
 
@@ -71,7 +74,10 @@ impl Node {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
-        self.entries().iter().find(|entry| entry.key == key).map(|entry| &entry.value)
+        self.entries()
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| &entry.value)
     }
 
     /// The place of a path's end, or of its deepest part that exists.
@@ -105,7 +111,10 @@ impl Node {
             Kind::Scalar(value) => value.clone(),
             Kind::Array(items) => Value::Array(items.iter().map(Node::to_json).collect()),
             Kind::Table(entries) => Value::Object(
-                entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect::<Map<_, _>>(),
+                entries
+                    .iter()
+                    .map(|entry| (entry.key.clone(), entry.value.to_json()))
+                    .collect::<Map<_, _>>(),
             ),
         }
     }
@@ -134,7 +143,10 @@ fn from_table(span: Range<usize>, table: &DeTable<'_>, problems: &mut Problems<'
         })
         .collect();
     entries.sort_by_key(|entry| entry.span.start);
-    Node { span, kind: Kind::Table(entries) }
+    Node {
+        span,
+        kind: Kind::Table(entries),
+    }
 }
 
 fn from_value(value: &Spanned<DeValue<'_>>, problems: &mut Problems<'_>) -> Node {
@@ -142,26 +154,48 @@ fn from_value(value: &Spanned<DeValue<'_>>, problems: &mut Problems<'_>) -> Node
     let scalar = match value.get_ref() {
         DeValue::Table(table) => return from_table(span, table, problems),
         DeValue::Array(array) => {
-            let items = array.iter().map(|item| from_value(item, problems)).collect();
-            return Node { span, kind: Kind::Array(items) };
+            let items = array
+                .iter()
+                .map(|item| from_value(item, problems))
+                .collect();
+            return Node {
+                span,
+                kind: Kind::Array(items),
+            };
         }
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Boolean(value) => Value::Bool(*value),
         DeValue::Integer(integer) => match i64::from_str_radix(integer.as_str(), integer.radix()) {
             Ok(number) => number.into(),
             Err(_) => {
-                problems.add(&span, format!("`{}` is too large for an integer", integer.as_str()), "");
+                problems.add(
+                    &span,
+                    format!("`{}` is too large for an integer", integer.as_str()),
+                    "",
+                );
                 Value::Null
             }
         },
-        DeValue::Float(float) => match float.as_str().parse::<f64>().ok().and_then(serde_json::Number::from_f64) {
+        DeValue::Float(float) => match float
+            .as_str()
+            .parse::<f64>()
+            .ok()
+            .and_then(serde_json::Number::from_f64)
+        {
             Some(number) => Value::Number(number),
             None => {
-                problems.add(&span, format!("`{}` is no finite number", float.as_str()), "");
+                problems.add(
+                    &span,
+                    format!("`{}` is no finite number", float.as_str()),
+                    "",
+                );
                 Value::Null
             }
         },
         DeValue::Datetime(datetime) => Value::String(datetime.to_string()),
     };
-    Node { span, kind: Kind::Scalar(scalar) }
+    Node {
+        span,
+        kind: Kind::Scalar(scalar),
+    }
 }

@@ -1,0 +1,39 @@
+//! What every request shares: the present generation of pipelines, the traces, the numbers.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    metrics::{Counter, Metrics},
+    pipeline::Generation,
+    traces::Traces,
+};
+
+/// What every request shares.
+pub(crate) struct Core {
+    pub generation: ArcSwap<Generation>,
+    pub traces: Traces,
+    pub metrics: Metrics,
+    /// Requests that came to no pipeline: malformed, or for a model that nobody serves.
+    pub refused: Counter,
+    pub empty: Arc<str>,
+    pub assistant: Arc<str>,
+}
+
+impl Core {
+    pub(crate) fn new(generation: Generation, traces: Traces, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            generation: ArcSwap::from_pointee(generation),
+            traces,
+            refused: metrics.counter(
+                "millgate_requests_refused_total",
+                "Requests that came to no pipeline: malformed, or for an unknown model.",
+                &[],
+            ),
+            metrics,
+            empty: "".into(),
+            assistant: "assistant".into(),
+        })
+    }
+}

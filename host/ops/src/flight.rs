@@ -1,0 +1,453 @@
+//! One request under way: its trace as it grows, its clock, and its end, which comes exactly once,
+//! also when the client goes away in the middle.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use millgate_sandbox::{Answer, CallContext, Direction, Event as MonitorEvent, Label, Measure};
+use millgate_store::Commit;
+
+use crate::{
+    config::{Durability, Texts},
+    core::Core,
+    error::ApiError,
+    id::{TraceId, now_ms},
+    pipeline::{Generation, Pipeline},
+    request::Request,
+    response::Usage,
+    trace::{
+        ErrorRecord, Finish, Place, ScoreRecord, StageVerdict, TextDigests, Timings, Tokens, Trace,
+    },
+};
+
+/// The most bytes of an answer that are kept for an evaluation or for `texts = "on"`.
+const MAX_CAPTURE: usize = 4 << 20;
+
+/// One request under way.
+pub(crate) struct Flight {
+    core: Arc<Core>,
+    generation: Arc<Generation>,
+    pub pipeline: Arc<Pipeline>,
+    pub trace: Trace,
+    pub context: CallContext,
+    /// The arm that answers, once it is picked.
+    arm: Option<usize>,
+    started: Instant,
+    ended: bool,
+    capture: Option<Box<Capture>>,
+}
+
+/// Texts that somebody wants after the end.
+#[derive(Default)]
+struct Capture {
+    keep: bool,
+    /// What the model was given, as JSON.
+    body: Bytes,
+    /// The last thing that the user said.
+    question: String,
+    references: Vec<String>,
+    answer: String,
+}
+
+impl Flight {
+    /// A request that has found its pipeline.
+    pub(crate) fn new(
+        core: Arc<Core>,
+        generation: Arc<Generation>,
+        pipeline: Arc<Pipeline>,
+        request: &Request,
+    ) -> Self {
+        let at_ms = now_ms();
+        let id = TraceId::new(at_ms);
+        let empty: Arc<str> = core.empty.clone();
+        let context = CallContext {
+            trace_id: id.to_string().into(),
+            tenant: request.tenant.clone(),
+            model: request.model.clone(),
+            direction: Direction::Input,
+            role: empty.clone(),
+            language: request.language.clone(),
+            now_ms: at_ms,
+            seed: id.seed(),
+        };
+        let mut stages = Vec::with_capacity(pipeline.input.len() + pipeline.output.len() + 1);
+        stages.extend(
+            pipeline
+                .input
+                .iter()
+                .map(|stage| stage.record(Place::Input)),
+        );
+        stages.extend(
+            pipeline
+                .output
+                .iter()
+                .map(|stage| stage.record(Place::Output)),
+        );
+        let trace = Trace {
+            id,
+            at_ms,
+            tenant: request.tenant.clone(),
+            endpoint: request.endpoint,
+            stream: request.stream,
+            model: request.model.clone(),
+            pipeline: pipeline.name.clone(),
+            generation: generation.number,
+            arm: empty.clone(),
+            arm_model: empty,
+            propensity: 1.0,
+            route: String::new(),
+            stages,
+            tokens: Tokens::default(),
+            timings: Timings::default(),
+            finish: Finish::Error,
+            error: None,
+            entropy: None,
+            cost: 0.0,
+            prompt_chars: request
+                .segments
+                .iter()
+                .map(|segment| segment.text.chars().count() as u64)
+                .sum(),
+            completion_chars: 0,
+            scores: Vec::new(),
+            no_scores: None,
+            texts: None,
+        };
+        let mut flight = Self {
+            core,
+            generation,
+            pipeline,
+            trace,
+            context,
+            arm: None,
+            started: Instant::now(),
+            ended: false,
+            capture: None,
+        };
+        flight.plan_capture(request);
+        flight
+    }
+
+    /// Decides what has to be kept for after the end.
+    fn plan_capture(&mut self, request: &Request) {
+        let keep = self.generation.config.traces.texts == Texts::On;
+        let mut references = Vec::new();
+        if let Some(evaluation) = &self.pipeline.evaluation {
+            if !self.trace.id.in_share(evaluation.share) {
+                self.trace.no_scores = Some("not in the share that is evaluated".to_owned());
+            } else {
+                references = request.references();
+                if references.is_empty() {
+                    self.trace.no_scores =
+                        Some("the request came without `metadata.reference`".to_owned());
+                }
+            }
+        }
+        if keep || !references.is_empty() {
+            self.capture = Some(Box::new(Capture {
+                keep,
+                references,
+                ..Capture::default()
+            }));
+        }
+    }
+
+    /// The records of the output stages begin here.
+    pub(crate) fn output_record(&self, index: usize) -> usize {
+        self.pipeline.input.len() + index
+    }
+
+    /// The request as the input stages left it is about to go to the model.
+    pub(crate) fn departs(&mut self, request: &Request, arm: usize) {
+        self.arm = Some(arm);
+        if let Some(picked) = self.pipeline.arms.get(arm) {
+            self.trace.arm = picked.name.clone();
+            self.trace.arm_model = picked.model.clone();
+        }
+        self.context.direction = Direction::Output;
+        self.context.role = self.core.assistant.clone();
+        if let Some(capture) = &mut self.capture {
+            let said = request
+                .segments
+                .iter()
+                .rev()
+                .find(|segment| *segment.role == *"user");
+            capture.question = said.map(|segment| segment.text.clone()).unwrap_or_default();
+            if capture.keep {
+                capture.body = request.current_body();
+            }
+        }
+    }
+
+    /// The model's first token, or the upstream's first byte, has come.
+    pub(crate) fn first_token(&mut self) {
+        if self.trace.timings.ttft == 0 {
+            self.trace.timings.ttft = micros(self.started).max(1);
+        }
+    }
+
+    /// Text that leaves.
+    pub(crate) fn leaves(&mut self, choice: u32, text: &str) {
+        self.trace.completion_chars += text.chars().count() as u64;
+        if let Some(capture) = self.capture.as_mut().filter(|_| choice == 0) {
+            if capture.answer.len() + text.len() <= MAX_CAPTURE {
+                capture.answer.push_str(text);
+            }
+        }
+    }
+
+    /// Whether anything reads the answer's text after the end.
+    pub(crate) fn wants_text(&self) -> bool {
+        self.capture.is_some()
+    }
+
+    pub(crate) fn set_usage(&mut self, usage: Usage) {
+        self.trace.tokens = Tokens {
+            prompt: usage.prompt_tokens,
+            cached: usage.cached_tokens,
+            completion: usage.completion_tokens,
+        };
+    }
+
+    /// The end. Resolves when the trace is as durable as the config wants it before the response
+    /// may end.
+    ///
+    /// # Errors
+    /// The trace could not be made durable: what would be acknowledged could be lost.
+    pub(crate) async fn end(
+        &mut self,
+        finish: Finish,
+        error: Option<&ApiError>,
+    ) -> Result<(), ApiError> {
+        if self.ended {
+            return Ok(());
+        }
+        self.keep_texts().await;
+        let commit = self.close(finish, error);
+        match self.generation.config.traces.durability {
+            Durability::BeforeResponse => commit.await.map_err(|error| {
+                tracing::error!(trace = %self.trace.id, %error, "a trace could not be made durable");
+                ApiError::unavailable("the record of this request could not be made durable; try again later")
+            }),
+            Durability::AfterResponse => {
+                settle(self.trace.id, commit);
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends with an error for the client; gives it back with the trace's id.
+    pub(crate) async fn fail(&mut self, finish: Finish, error: ApiError) -> ApiError {
+        let end = self.end(finish, Some(&error)).await;
+        end.err().unwrap_or(error).with_trace(self.trace.id)
+    }
+
+    async fn keep_texts(&mut self) {
+        let Some(capture) = self.capture.as_ref().filter(|capture| capture.keep) else {
+            return;
+        };
+        let (body, answer) = (capture.body.clone(), capture.answer.clone());
+        let traces = self.core.traces.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            let input = traces.blobs().put(&body)?;
+            let output = traces.blobs().put(answer.as_bytes())?;
+            Ok::<_, millgate_store::Error>(TextDigests { input, output })
+        });
+        match kept.await {
+            Ok(Ok(texts)) => self.trace.texts = Some(texts),
+            Ok(Err(error)) => {
+                tracing::error!(trace = %self.trace.id, %error, "the texts could not be kept")
+            }
+            Err(error) => {
+                tracing::error!(trace = %self.trace.id, %error, "the texts could not be kept")
+            }
+        }
+    }
+
+    /// Completes the trace, hands it to the store, and tells everybody who counts.
+    fn close(&mut self, finish: Finish, error: Option<&ApiError>) -> Commit {
+        self.ended = true;
+        self.trace.finish = finish;
+        self.trace.timings.total = micros(self.started).max(1);
+        self.trace.error = error.map(|error| ErrorRecord {
+            status: error.status,
+            code: error.code.clone(),
+            message: error.message.clone(),
+        });
+        let commit = self.core.traces.append(&self.trace);
+        self.pipeline.metrics.count(&self.trace);
+        let stages = self.pipeline.input.iter().chain(&self.pipeline.output);
+        for (stage, record) in stages.zip(&self.trace.stages) {
+            stage.metrics.count(record);
+        }
+        if let Some(arm) = self.arm {
+            self.pipeline.rollout.note(arm, &self.trace);
+        }
+        if !self.pipeline.monitors.is_empty() {
+            let event = monitor_event(&self.trace);
+            for monitor in &self.pipeline.monitors {
+                if !monitor.observe(event.clone()) {
+                    self.pipeline.metrics.monitor_dropped.add(1);
+                }
+            }
+        }
+        self.evaluate();
+        commit
+    }
+
+    /// Scores the answer, off the path.
+    fn evaluate(&mut self) {
+        let Some(capture) = self
+            .capture
+            .take()
+            .filter(|capture| !capture.references.is_empty())
+        else {
+            return;
+        };
+        let (Some(evaluation), Some(arm)) = (&self.pipeline.evaluation, self.arm) else {
+            return;
+        };
+        if !matches!(self.trace.finish, Finish::Stop | Finish::Length) {
+            return;
+        }
+        let stage = evaluation.stage.clone();
+        let answer = Answer {
+            id: self.trace.id.to_string(),
+            input: capture.question,
+            output: capture.answer,
+            references: capture.references,
+        };
+        let (core, pipeline, mut trace, context) = (
+            self.core.clone(),
+            self.pipeline.clone(),
+            self.trace.clone(),
+            self.context.clone(),
+        );
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            let Some(sandboxed) = stage.sandboxed() else {
+                return;
+            };
+            let started = Instant::now();
+            let mut record = stage.record(Place::Evaluation);
+            let bytes = (answer.output.len()) as u64;
+            record.passed = bytes;
+            record.calls = 1;
+            match sandboxed
+                .evaluate_async(&context, std::slice::from_ref(&answer))
+                .await
+            {
+                Ok(evaluation) => {
+                    record.raise(StageVerdict::Pass);
+                    record.given = bytes;
+                    let scores = evaluation.cases.into_iter().flat_map(|case| case.scores);
+                    trace.scores = scores
+                        .map(|score| ScoreRecord {
+                            name: score.name,
+                            value: score.value,
+                        })
+                        .collect();
+                }
+                Err(failure) => {
+                    record.fail(&failure, false);
+                    stage.metrics.failure(failure.kind());
+                    trace.no_scores = Some(format!("the evaluation failed: {failure}"));
+                }
+            }
+            record.micros = micros(started);
+            stage.metrics.count(&record);
+            pipeline.rollout.note_scores(arm, &trace.scores);
+            trace.stages.push(record);
+            if let Err(error) = core.traces.update(&trace) {
+                tracing::error!(trace = %trace.id, %error, "the scores could not be kept");
+            }
+        });
+    }
+}
+
+impl Drop for Flight {
+    /// The client went away, or the request was dropped with the server: the trace is still
+    /// written.
+    fn drop(&mut self) {
+        if !self.ended {
+            let commit = self.close(Finish::Cancelled, None);
+            settle(self.trace.id, commit);
+        }
+    }
+}
+
+/// Sees a commit through that nobody waits for.
+fn settle(trace: TraceId, commit: Commit) {
+    let wait = async move {
+        if let Err(error) = commit.await {
+            tracing::error!(%trace, %error, "a trace could not be made durable");
+        }
+    };
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(wait);
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A finished trace as monitors see it.
+fn monitor_event(trace: &Trace) -> MonitorEvent {
+    let label = |name: &str, value: &str| Label {
+        name: name.to_owned(),
+        value: value.to_owned(),
+    };
+    let measure = |name: &str, value: f64| Measure {
+        name: name.to_owned(),
+        value,
+    };
+    let mut labels = vec![
+        label("model", &trace.model),
+        label("pipeline", &trace.pipeline),
+        label("arm", &trace.arm),
+        label("tenant", &trace.tenant),
+        label("finish-reason", trace.finish.name()),
+    ];
+    let mut measures = vec![
+        measure("latency-ms", trace.timings.total as f64 / 1e3),
+        measure("prompt-chars", trace.prompt_chars as f64),
+        measure("completion-chars", trace.completion_chars as f64),
+    ];
+    if trace.timings.ttft > 0 {
+        measures.push(measure("ttft-ms", trace.timings.ttft as f64 / 1e3));
+    }
+    if trace.tokens != Tokens::default() {
+        measures.push(measure("prompt-tokens", f64::from(trace.tokens.prompt)));
+        measures.push(measure(
+            "completion-tokens",
+            f64::from(trace.tokens.completion),
+        ));
+    }
+    if let Some(entropy) = trace.entropy {
+        measures.push(measure("entropy", entropy));
+    }
+    // A stage may stand on both sides: the graver verdict counts.
+    for (index, record) in trace.stages.iter().enumerate() {
+        let same = |other: &&crate::trace::StageRecord| other.stage == record.stage;
+        if trace.stages.iter().take(index).any(|other| same(&other)) {
+            continue;
+        }
+        let gravest = trace
+            .stages
+            .iter()
+            .filter(same)
+            .map(|other| other.verdict)
+            .max()
+            .unwrap_or(record.verdict);
+        labels.push(label(&format!("verdict.{}", record.stage), gravest.name()));
+    }
+    MonitorEvent {
+        trace_id: trace.id.to_string(),
+        at_ms: now_ms(),
+        labels,
+        measures,
+    }
+}

@@ -1,0 +1,343 @@
+//! From a config to a generation: models opened, stages loaded, actors started. What did not change
+//! since the last generation is taken over as it stands: no model is read twice, no monitor forgets.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use millgate_sandbox::{
+    DeploymentActor, FailurePolicy, Grant, InferenceGrant, Isolation, Limits, MonitorActor,
+    MonitorOptions, Sandbox, Services, StageSpec, StateGrant,
+};
+use millgate_store::{Digest, Store};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    config::{Config, IsolationConfig, MonitoringConfig, OnFailure, PipelineConfig, StageConfig},
+    error::{Error, Result},
+    local::LocalModel,
+    metrics::Metrics,
+    model::Backend,
+    pipeline::{Deployment, Evaluation, Generation, Pipeline, PipelineMetrics, ReadyArm},
+    platform::Environment,
+    rollout::Rollout,
+    services::HostServices,
+    stage::LoadedStage,
+    upstream::Upstream,
+};
+
+/// What a generation was made of, for the next one to take over.
+#[derive(Clone, Default)]
+pub(crate) struct Parts {
+    models: BTreeMap<String, (String, Backend)>,
+    stages: BTreeMap<String, (String, Arc<LoadedStage>)>,
+    /// By the stage's name, with the fingerprint of the stage and of what drives it.
+    monitors: BTreeMap<String, (String, MonitorActor)>,
+    /// By the pipeline's name.
+    deployments: BTreeMap<String, (String, DeploymentActor)>,
+    rollouts: BTreeMap<String, (String, Arc<Rollout>)>,
+    /// The review of each pipeline's rollout; ends with the last generation that holds it.
+    pub reviews: Vec<Arc<AbortOnDropHandle<()>>>,
+}
+
+/// What loading needs.
+pub(crate) struct Loader<'a> {
+    pub environment: &'a Environment,
+    pub sandbox: &'a Sandbox,
+    pub services: &'a Arc<HostServices>,
+    pub store: &'a Arc<dyn Store>,
+    pub metrics: &'a Metrics,
+}
+
+impl Loader<'_> {
+    /// Makes a generation. Blocking. Nothing that runs is touched: on an error the old generation
+    /// goes on as before.
+    pub(crate) fn load(
+        &self,
+        config: Config,
+        number: u64,
+        old: &Parts,
+    ) -> Result<(Generation, Parts)> {
+        let mut parts = Parts::default();
+        for (name, model) in &config.models {
+            let fingerprint = format!("{model:?}");
+            let backend = match old
+                .models
+                .get(name)
+                .filter(|(known, _)| *known == fingerprint)
+            {
+                Some((_, backend)) => backend.clone(),
+                None => self.model(name, model)?,
+            };
+            parts.models.insert(name.clone(), (fingerprint, backend));
+        }
+        for (name, stage) in &config.stages {
+            let bytes = self
+                .environment
+                .plugins
+                .of_stage(stage)
+                .map_err(|why| Error::Stage {
+                    stage: name.clone(),
+                    why,
+                })?;
+            let fingerprint = format!("{} {stage:?}", Digest::of(&bytes));
+            let loaded = match old
+                .stages
+                .get(name)
+                .filter(|(known, _)| *known == fingerprint)
+            {
+                Some((_, loaded)) => loaded.clone(),
+                None => {
+                    let services: Arc<dyn Services> = self.services.clone();
+                    let made = self.sandbox.load(&bytes, spec(name, stage), services);
+                    let made = made.map_err(|error| Error::Stage {
+                        stage: name.clone(),
+                        why: error.to_string(),
+                    })?;
+                    LoadedStage::new(made, self.metrics)
+                }
+            };
+            parts.stages.insert(name.clone(), (fingerprint, loaded));
+        }
+        let mut pipelines = Vec::with_capacity(config.pipelines.len());
+        for (name, pipeline) in &config.pipelines {
+            pipelines.push(Arc::new(self.pipeline(
+                name,
+                pipeline,
+                &config.monitoring,
+                old,
+                &mut parts,
+            )?));
+        }
+        self.services.set_models(
+            parts
+                .models
+                .iter()
+                .map(|(name, (_, backend))| (name.clone(), backend.clone()))
+                .collect(),
+        );
+        Ok((
+            Generation {
+                number,
+                config: Arc::new(config),
+                pipelines,
+            },
+            parts,
+        ))
+    }
+
+    fn model(&self, name: &str, config: &crate::config::ModelConfig) -> Result<Backend> {
+        let failed = |why: String| Error::Model {
+            model: name.to_owned(),
+            why,
+        };
+        if let Some(upstream) = &config.upstream {
+            return Ok(Backend::Upstream(Arc::new(
+                Upstream::new(name, upstream).map_err(failed)?,
+            )));
+        }
+        let path = match (&config.path, &config.pull) {
+            (Some(path), _) => self.environment.plugins.resolve(path),
+            (None, Some(pull)) => self.environment.models.path(pull).map_err(failed)?,
+            (None, None) => {
+                return Err(failed(
+                    "it has neither `pull`, `path` nor `upstream`".to_owned(),
+                ));
+            }
+        };
+        let model = LocalModel::start(&path, config).map_err(|error| failed(error.to_string()))?;
+        Ok(Backend::Local(Arc::new(model)))
+    }
+
+    fn pipeline(
+        &self,
+        name: &str,
+        config: &PipelineConfig,
+        monitoring: &MonitoringConfig,
+        old: &Parts,
+        parts: &mut Parts,
+    ) -> Result<Pipeline> {
+        let missing = |stage: &str| Error::Stage {
+            stage: stage.to_owned(),
+            why: "it is not defined".to_owned(),
+        };
+        let stage = |parts: &Parts, stage: &str| {
+            let found = parts
+                .stages
+                .get(stage)
+                .map(|(fingerprint, stage)| (fingerprint.clone(), stage.clone()));
+            found.ok_or_else(|| missing(stage))
+        };
+        let all = |parts: &Parts, names: &[String]| -> Result<Vec<Arc<LoadedStage>>> {
+            names.iter().map(|name| Ok(stage(parts, name)?.1)).collect()
+        };
+        let shared: Arc<str> = name.into();
+
+        let mut monitors = Vec::with_capacity(config.monitors.len());
+        for name in &config.monitors {
+            let (fingerprint, loaded) = stage(parts, name)?;
+            let fingerprint = format!("{fingerprint} {monitoring:?}");
+            let actor = match parts.monitors.get(name).or_else(|| {
+                old.monitors
+                    .get(name)
+                    .filter(|(known, _)| *known == fingerprint)
+            }) {
+                Some((_, actor)) => actor.clone(),
+                None => self.monitor(&loaded, monitoring)?,
+            };
+            parts
+                .monitors
+                .insert(name.clone(), (fingerprint, actor.clone()));
+            monitors.push(actor);
+        }
+        let deployment = match &config.deployment {
+            None => None,
+            Some(deployment) => {
+                let (fingerprint, loaded) = stage(parts, deployment)?;
+                let actor = match old
+                    .deployments
+                    .get(name)
+                    .filter(|(known, _)| *known == fingerprint)
+                {
+                    Some((_, actor)) => actor.clone(),
+                    None => {
+                        let made = loaded
+                            .sandboxed()
+                            .ok_or_else(|| missing(deployment))?
+                            .deployment();
+                        made.map_err(|error| Error::Stage {
+                            stage: deployment.clone(),
+                            why: error.to_string(),
+                        })?
+                    }
+                };
+                parts
+                    .deployments
+                    .insert(name.to_owned(), (fingerprint, actor.clone()));
+                Some(Deployment {
+                    stage: loaded,
+                    actor,
+                })
+            }
+        };
+        let evaluation = match &config.evaluation {
+            None => None,
+            Some(evaluation) => Some(Evaluation {
+                stage: stage(parts, &evaluation.stage)?.1,
+                share: evaluation.share,
+            }),
+        };
+        let arms = config.arms.iter().map(|arm| {
+            let backend = parts
+                .models
+                .get(&arm.model)
+                .map(|(_, backend)| backend.clone());
+            let backend = backend.ok_or_else(|| Error::Model {
+                model: arm.model.clone(),
+                why: "it is not defined".to_owned(),
+            })?;
+            Ok(ReadyArm {
+                name: arm.name.as_str().into(),
+                model: arm.model.as_str().into(),
+                backend,
+            })
+        });
+        let arms = arms.collect::<Result<Vec<_>>>()?;
+        let fingerprint = format!("{:?}", config.arms);
+        let rollout = match old
+            .rollouts
+            .get(name)
+            .filter(|(known, _)| *known == fingerprint)
+        {
+            Some((_, rollout)) => rollout.clone(),
+            None => Arc::new(Rollout::open(&shared, config, self.store.clone())?),
+        };
+        parts
+            .rollouts
+            .insert(name.to_owned(), (fingerprint, rollout.clone()));
+        Ok(Pipeline {
+            input: all(parts, &config.input)?,
+            output: all(parts, &config.output)?,
+            deployment,
+            monitors,
+            evaluation,
+            arms,
+            rollout,
+            metrics: PipelineMetrics::new(self.metrics, name),
+            name: shared,
+            config: config.clone(),
+        })
+    }
+
+    fn monitor(&self, stage: &LoadedStage, config: &MonitoringConfig) -> Result<MonitorActor> {
+        let failed = |why: String| Error::Stage {
+            stage: stage.name.to_string(),
+            why,
+        };
+        let sandboxed = stage
+            .sandboxed()
+            .ok_or_else(|| failed("it is not in the sandbox".to_owned()))?;
+        let options = MonitorOptions {
+            tick: config.tick.0,
+            batch: config.batch as usize,
+            linger: config.flush.0,
+            ..MonitorOptions::default()
+        };
+        sandboxed
+            .monitor(options)
+            .map_err(|error| failed(error.to_string()))
+    }
+}
+
+impl Parts {
+    /// Saves the actors' states and stops them. Blocking.
+    pub(crate) fn stop_actors(&self) {
+        let timeout = Duration::from_secs(5);
+        for (_, actor) in self.monitors.values() {
+            actor.shutdown(timeout);
+        }
+        for (_, actor) in self.deployments.values() {
+            actor.shutdown(timeout);
+        }
+        for (_, rollout) in self.rollouts.values() {
+            if let Err(error) = rollout.save() {
+                tracing::error!(%error, "a rollout's record could not be kept");
+            }
+        }
+    }
+}
+
+/// What the sandbox is told about a stage.
+fn spec(name: &str, stage: &StageConfig) -> StageSpec {
+    let grant = Grant {
+        state: stage.grant.state.as_ref().map(|state| StateGrant {
+            bytes: state.bytes.0,
+        }),
+        inference: stage
+            .grant
+            .inference
+            .as_ref()
+            .map(|inference| InferenceGrant {
+                models: inference.models.iter().cloned().collect(),
+                tokens_per_minute: u64::from(inference.tokens_per_minute),
+            }),
+        secrets: (!stage.grant.secrets.is_empty())
+            .then(|| stage.grant.secrets.iter().cloned().collect()),
+        http: (!stage.grant.http.is_empty()).then(|| stage.grant.http.iter().cloned().collect()),
+    };
+    StageSpec {
+        grant,
+        limits: Limits {
+            memory: stage.limits.memory.0,
+            deadline: stage.limits.deadline.0,
+            ..Limits::default()
+        },
+        isolation: match stage.isolation {
+            IsolationConfig::Fresh => Isolation::Fresh,
+            IsolationConfig::Warm => Isolation::Warm,
+        },
+        on_failure: match stage.on_failure {
+            OnFailure::Closed => FailurePolicy::Closed,
+            OnFailure::Open => FailurePolicy::Open,
+        },
+        ..StageSpec::new(name, serde_json::Value::Object(stage.config.clone()))
+    }
+}

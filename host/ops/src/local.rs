@@ -1,0 +1,305 @@
+//! The inference core behind [`LanguageModel`], and the OpenAI parameters that it understands.
+
+use std::{path::Path, sync::Arc};
+
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use millgate_infer::{
+    self as infer, ChatMessage, Engine, EngineOptions, Error as InferError, GenerateRequest, Model,
+    ModelOptions, Prompt, Sampling, TokenScore,
+};
+use serde::Deserialize;
+
+use crate::{
+    config::ModelConfig,
+    error::ApiError,
+    model::LanguageModel,
+    request::{Endpoint, Request, SegmentPath},
+};
+
+/// A model file and the engine that runs it.
+pub(crate) struct LocalModel {
+    engine: Engine,
+}
+
+impl LocalModel {
+    /// Opens a model and starts its engine. Blocking.
+    pub(crate) fn start(path: &Path, config: &ModelConfig) -> infer::Result<Self> {
+        let model = Model::open(path, &ModelOptions::default())?;
+        let mut options = EngineOptions::default();
+        if let Some(threads) = config.threads {
+            options.threads = threads as usize;
+        }
+        if let Some(sequences) = config.max_sequences {
+            options.max_sequences = sequences as usize;
+        }
+        if let Some(queue) = config.queue {
+            options.queue = queue as usize;
+        }
+        if let Some(bytes) = config.kv_cache {
+            options.kv_bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
+        }
+        Ok(Self {
+            engine: Engine::start(model, options)?,
+        })
+    }
+}
+
+impl LanguageModel for LocalModel {
+    fn generate(
+        &self,
+        request: GenerateRequest,
+    ) -> infer::Result<BoxStream<'static, infer::Event>> {
+        let generation = self.engine.generate(request)?;
+        let events = stream::unfold(generation, |mut generation| async move {
+            let event = generation.next().await?;
+            Some((event, generation))
+        });
+        Ok(events.boxed())
+    }
+
+    fn score(&self, text: String) -> BoxFuture<'_, infer::Result<Vec<TokenScore>>> {
+        async move { self.engine.score(&text).await }.boxed()
+    }
+
+    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>> {
+        async move {
+            let model: &Arc<Model> = self.engine.model();
+            let tokens: usize = texts
+                .iter()
+                .map(|text| model.encode(text, false).len())
+                .sum();
+            Ok((
+                self.engine.embed(&texts).await?,
+                u32::try_from(tokens).unwrap_or(u32::MAX),
+            ))
+        }
+        .boxed()
+    }
+}
+
+/// What a client asked of a local model.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalRequest {
+    /// The request of the first choice; the others differ in their seed.
+    pub generate: GenerateRequest,
+    /// Whether tokens with their probabilities go to the client.
+    pub logprobs: bool,
+    /// Completions only: the prompt goes out before the answer.
+    pub echo: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// What the core cannot do yet, and would otherwise silently not do.
+const UNSUPPORTED: [&str; 8] = [
+    "tools",
+    "functions",
+    "response_format",
+    "prediction",
+    "audio",
+    "web_search_options",
+    "suffix",
+    "guided_json",
+];
+
+impl LocalRequest {
+    /// Reads the parameters.
+    ///
+    /// # Errors
+    /// 400: a parameter is out of its range, or the core does not have it.
+    pub(crate) fn read(request: &Request) -> Result<Self, ApiError> {
+        for name in UNSUPPORTED {
+            let harmless = match (name, request.field(name)) {
+                (_, None) => true,
+                ("tools" | "functions", Some(json)) => json == "[]",
+                ("response_format", Some(json)) => json.contains("\"text\""),
+                _ => false,
+            };
+            if !harmless {
+                return Err(ApiError::invalid(
+                    format!("`{name}` is not supported by local models"),
+                    Some(name),
+                ));
+            }
+        }
+        let mut generate = GenerateRequest::new(prompt(request)?);
+        generate.sampling = sampling(request)?;
+        generate.max_tokens = match request.value::<u32>("max_completion_tokens")? {
+            Some(tokens) => Some(tokens),
+            None => request.value("max_tokens")?,
+        };
+        if generate.max_tokens == Some(0) {
+            return Err(ApiError::invalid(
+                "`max_tokens` must be at least 1",
+                Some("max_tokens"),
+            ));
+        }
+        generate.stop = match request.value::<OneOrMany>("stop")? {
+            Some(OneOrMany::One(text)) => vec![text],
+            Some(OneOrMany::Many(texts)) => texts,
+            None => Vec::new(),
+        };
+        generate.stop.retain(|text| !text.is_empty());
+        generate.logprobs = logprobs(request)?;
+        let echo = request.endpoint == Endpoint::Completions
+            && request.value::<bool>("echo")?.unwrap_or(false);
+        Ok(Self {
+            logprobs: generate.logprobs.is_some(),
+            echo: echo
+                .then(|| request.segments.first().map(|segment| segment.text.clone()))
+                .flatten(),
+            generate,
+        })
+    }
+
+    /// The request of one choice.
+    pub(crate) fn choice(&self, index: u32) -> GenerateRequest {
+        let mut generate = self.generate.clone();
+        generate.sampling.seed = generate
+            .sampling
+            .seed
+            .map(|seed| seed.wrapping_add(u64::from(index)));
+        generate
+    }
+}
+
+fn logprobs(request: &Request) -> Result<Option<u8>, ApiError> {
+    let top = match request.endpoint {
+        Endpoint::Chat => {
+            let top = request.value::<u8>("top_logprobs")?;
+            match request.value::<bool>("logprobs")?.unwrap_or(false) {
+                true => Some(top.unwrap_or(0)),
+                false if top.is_some() => {
+                    return Err(ApiError::invalid(
+                        "`top_logprobs` needs `logprobs`: true",
+                        Some("top_logprobs"),
+                    ));
+                }
+                false => None,
+            }
+        }
+        Endpoint::Completions => request.value::<u8>("logprobs")?,
+    };
+    match top {
+        Some(21..) => Err(ApiError::invalid(
+            "at most 20 alternatives can be asked for",
+            Some("top_logprobs"),
+        )),
+        top => Ok(top),
+    }
+}
+
+fn number(
+    request: &Request,
+    name: &str,
+    least: f32,
+    most: f32,
+    default: f32,
+) -> Result<f32, ApiError> {
+    let value = request.value::<f32>(name)?.unwrap_or(default);
+    if !(least..=most).contains(&value) {
+        return Err(ApiError::invalid(
+            format!("`{name}` must be from {least} to {most}"),
+            Some(name),
+        ));
+    }
+    Ok(value)
+}
+
+fn sampling(request: &Request) -> Result<Sampling, ApiError> {
+    let bias: std::collections::BTreeMap<String, f32> =
+        request.value("logit_bias")?.unwrap_or_default();
+    let logit_bias = bias
+        .into_iter()
+        .map(|(token, bias)| match token.parse() {
+            Ok(token) => Ok((token, bias)),
+            Err(_) => Err(ApiError::invalid(
+                "the keys of `logit_bias` are token ids",
+                Some("logit_bias"),
+            )),
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Sampling {
+        temperature: number(request, "temperature", 0.0, 2.0, 1.0)?,
+        top_k: request.value("top_k")?.unwrap_or(0),
+        top_p: number(request, "top_p", 0.0, 1.0, 1.0)?,
+        min_p: number(request, "min_p", 0.0, 1.0, 0.0)?,
+        repetition_penalty: number(request, "repetition_penalty", 0.01, 10.0, 1.0)?,
+        frequency_penalty: number(request, "frequency_penalty", -2.0, 2.0, 0.0)?,
+        presence_penalty: number(request, "presence_penalty", -2.0, 2.0, 0.0)?,
+        seed: request.value::<i64>("seed")?.map(i64::cast_unsigned),
+        logit_bias,
+    })
+}
+
+/// The prompt as the input stages left it.
+fn prompt(request: &Request) -> Result<Prompt, ApiError> {
+    if request.endpoint == Endpoint::Completions {
+        return match request.segments.as_slice() {
+            [segment] => Ok(Prompt::Text(segment.text.clone())),
+            [] => Ok(Prompt::Tokens(request.value("prompt")?.unwrap_or_default())),
+            _ => Err(ApiError::invalid(
+                "local models take one prompt a request; send several requests",
+                Some("prompt"),
+            )),
+        };
+    }
+    let mut messages: Vec<ChatMessage> = request
+        .roles
+        .iter()
+        .map(|role| ChatMessage::new(role.as_ref(), String::new()))
+        .collect();
+    for segment in &request.segments {
+        let message = match segment.path {
+            SegmentPath::Content { message }
+            | SegmentPath::Part { message, .. }
+            | SegmentPath::Refusal { message } => message,
+            SegmentPath::ToolArguments { .. }
+            | SegmentPath::Prompt
+            | SegmentPath::PromptItem(_) => {
+                return Err(ApiError::invalid(
+                    "local models do not know tool calls",
+                    Some("messages"),
+                ));
+            }
+        };
+        if let Some(message) = messages.get_mut(message) {
+            message.content.push_str(&segment.text);
+        }
+    }
+    if request.has_media {
+        return Err(ApiError::invalid(
+            "this model takes text only: remove images, audio and files",
+            Some("messages"),
+        ));
+    }
+    Ok(Prompt::Chat(messages))
+}
+
+/// What a client is told when the core refuses or fails.
+pub(crate) fn api_error(error: &InferError) -> ApiError {
+    match error {
+        InferError::QueueFull(_) => ApiError::busy(error.to_string()),
+        InferError::ContextExceeded { .. } => ApiError {
+            code: "context_length_exceeded".to_owned(),
+            ..ApiError::invalid(error.to_string(), Some("messages"))
+        },
+        InferError::Invalid(_) | InferError::Template(_) => {
+            ApiError::invalid(error.to_string(), None)
+        }
+        InferError::BanExhausted(_) => {
+            ApiError::blocked("regeneration_failed", "no allowed answer was found")
+        }
+        InferError::Stopped => ApiError::unavailable(error.to_string()),
+        _ => ApiError::internal(error.to_string()),
+    }
+}

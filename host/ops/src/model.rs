@@ -1,0 +1,35 @@
+//! Who answers: the inference core in this process, or an endpoint that speaks the OpenAI API. The
+//! executor sees only this.
+
+use std::sync::Arc;
+
+use futures::{future::BoxFuture, stream::BoxStream};
+use millgate_infer as infer;
+
+use crate::upstream::Upstream;
+
+/// A language model in this process. One implementation is the inference core's engine; tests
+/// bring others.
+pub trait LanguageModel: Send + Sync + 'static {
+    /// Begins a text. Dropping the stream cancels it.
+    ///
+    /// # Errors
+    /// At once: the queue is full, the prompt does not fit, a field is out of range.
+    fn generate(
+        &self,
+        request: infer::GenerateRequest,
+    ) -> infer::Result<BoxStream<'static, infer::Event>>;
+
+    /// How likely each token of a text is.
+    fn score(&self, text: String) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>>;
+
+    /// One vector for each text, of length 1, and the tokens that were read.
+    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>>;
+}
+
+/// Who answers.
+#[derive(Clone)]
+pub(crate) enum Backend {
+    Local(Arc<dyn LanguageModel>),
+    Upstream(Arc<Upstream>),
+}
