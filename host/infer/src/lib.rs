@@ -26,6 +26,8 @@ mod scheduler;
 mod sequence;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 pub use engine::{Engine, EngineOptions, Generation, Stats};

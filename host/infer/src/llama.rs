@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::gguf::{Gguf, TensorInfo};
-use crate::ops::{CacheShape, Device, Executor, HeadShape, Output, Row, Weights, Write};
+use crate::ops::{Batch, CacheShape, Device, Executor, HeadShape, Output, Row, Weights, Write};
 use crate::{Error, Result};
 
 /// The numbers that fix the graph, all checked against each other.
@@ -364,7 +364,7 @@ pub(crate) trait Session: Send {
     /// Bytes of a KV page.
     fn page_bytes(&self) -> usize;
     /// Computes the rows, and gives their outputs in their order: logits, and hidden states.
-    fn step(&mut self, rows: &[Row], tables: &[&[u32]]) -> Result<(&mut [f32], &[f32])>;
+    fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])>;
 }
 
 impl<D: Device> Network for Llama<D> {
@@ -438,8 +438,9 @@ impl<D: Device> Session for LlamaSession<D> {
         self.page_bytes
     }
 
-    fn step(&mut self, rows: &[Row], tables: &[&[u32]]) -> Result<(&mut [f32], &[f32])> {
+    fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])> {
         let model = Arc::clone(&self.model);
+        let rows = batch.rows;
         let (config, shape, count) = (&model.config, model.config.head_shape(), rows.len());
         let outputs = |wanted| {
             rows.iter()
@@ -483,11 +484,10 @@ impl<D: Device> Session for LlamaSession<D> {
                 run.add_bias(&mut self.qkv, count, bias)?;
             }
             run.rope(&mut self.qkv, count, shape, &self.angles)?;
-            run.store_kv(&self.qkv, rows, tables, shape, index, &mut self.cache)?;
+            run.store_kv(&self.qkv, batch, shape, index, &mut self.cache)?;
             run.attention(
                 &self.qkv,
-                rows,
-                tables,
+                batch,
                 shape,
                 index,
                 &self.cache,

@@ -9,7 +9,7 @@ use crate::cpu::Cpu;
 use crate::cpu::kernels::Level;
 use crate::gguf::Gguf;
 use crate::llama::{Config, Llama, Network, Session, SessionOptions};
-use crate::ops::{Output, PAGE_TOKENS, Row};
+use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::tokenizer::Tokenizer;
 use crate::{ChatMessage, Error, Result};
 
@@ -190,7 +190,10 @@ impl Model {
                     output: Output::Logits,
                 })
                 .collect();
-            let (logits, _) = session.step(&rows, &[&table])?;
+            let (logits, _) = session.step(Batch {
+                rows: &rows,
+                tables: &[&table],
+            })?;
             out.extend(logits.chunks_exact(self.vocabulary()).map(<[f32]>::to_vec));
         }
         Ok(out)

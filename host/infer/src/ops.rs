@@ -59,6 +59,13 @@ pub(crate) struct Row {
     pub(crate) output: Output,
 }
 
+/// The tokens of a step, and the page tables that they name: `tables[row.table]` lists the pages of the row's sequence.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Batch<'a> {
+    pub(crate) rows: &'a [Row],
+    pub(crate) tables: &'a [&'a [u32]],
+}
+
 /// What a step is to give for a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
@@ -145,18 +152,17 @@ pub(crate) trait Executor: Send + 'static {
     fn store_kv(
         &mut self,
         qkv: &Self::Buffer,
-        rows: &[Row],
-        tables: &[&[u32]],
+        batch: Batch<'_>,
         shape: HeadShape,
         layer: usize,
         cache: &mut Self::Cache,
     ) -> Result<()>;
-    /// out[row] = causal attention of the row's q heads over positions 0..=position of its sequence.
+    /// out[row] = causal attention of the row's q heads over positions 0..=position of its sequence, whose keys and
+    /// values are stored.
     fn attention(
         &mut self,
         qkv: &Self::Buffer,
-        rows: &[Row],
-        tables: &[&[u32]],
+        batch: Batch<'_>,
         shape: HeadShape,
         layer: usize,
         cache: &Self::Cache,

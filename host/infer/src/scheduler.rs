@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use crate::engine::{EngineOptions, Shared};
 use crate::llama::Session;
 use crate::model::Model;
-use crate::ops::{Output, PAGE_TOKENS, Row};
+use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::sequence::{Goal, Sequence};
 use crate::{Error, Result};
 
@@ -153,7 +153,10 @@ impl Scheduler {
             .map(|sequence| sequence.table.as_slice())
             .collect();
         let width = self.model.vocabulary();
-        let outcome = self.session.step(&rows, &tables);
+        let outcome = self.session.step(Batch {
+            rows: &rows,
+            tables: &tables,
+        });
         let (logits, hidden) = match outcome {
             Ok(outputs) => outputs,
             Err(error) => {

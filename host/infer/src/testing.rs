@@ -101,3 +101,119 @@ pub(crate) fn open(bytes: &[u8]) -> crate::Result<crate::gguf::Gguf> {
     std::fs::write(file.path(), bytes).unwrap();
     crate::gguf::Gguf::open(file.path())
 }
+
+/// Random bytes of a tensor, with scales that keep a model's numbers tame.
+pub(crate) fn random_tensor(kind: TensorType, elements: usize, seed: u64) -> Vec<u8> {
+    use rand::{Rng as _, SeedableRng as _};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let mut out = Vec::new();
+    for _ in 0..elements / kind.block_len() {
+        let value: f32 = random.random_range(-0.2..0.2);
+        // The steps of the quantised types: together they span about -0.2 to 0.2.
+        let (step, least) = (random.random_range(0.8..1.2) * 0.4, -0.2);
+        let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
+        match kind {
+            TensorType::F32 => out.extend(value.to_le_bytes()),
+            TensorType::F16 => out.extend(half(value)),
+            TensorType::Bf16 => out.extend(half::bf16::from_f32(value).to_le_bytes()),
+            TensorType::Q4_0 => out.extend(half(step / 15.0)),
+            TensorType::Q4_1 => out.extend([half(step / 15.0), half(least)].concat()),
+            TensorType::Q5_0 => out.extend(half(step / 31.0)),
+            TensorType::Q5_1 => out.extend([half(step / 31.0), half(least)].concat()),
+            TensorType::Q8_0 => out.extend(half(step / 255.0)),
+        }
+        out.extend(
+            (out.len() % kind.block_bytes()..kind.block_bytes())
+                .filter(|_| kind.block_len() > 1)
+                .map(|_| random.random::<u8>()),
+        );
+    }
+    out
+}
+
+/// A llama of two layers with random weights of one type: all bytes and two control tokens as vocabulary,
+/// grouped-query attention, a context of `context` tokens.
+pub(crate) fn tiny_llama(kind: TensorType, context: u32) -> Vec<u8> {
+    let (width, hidden, heads, kv_heads, head_dim, vocabulary) = (64, 96, 4, 2, 16, 258);
+    let mut tokens: Vec<String> = crate::tokenizer::byte_alphabet()
+        .iter()
+        .map(char::to_string)
+        .collect();
+    tokens.extend(["<|im_start|>", "<|im_end|>"].map(String::from));
+    let mut kinds = vec![1; 256];
+    kinds.extend([3, 3]);
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let mut file = GgufBuilder::new()
+        .string("general.architecture", "llama")
+        .string("general.name", "tiny")
+        .u32("llama.block_count", 2)
+        .u32("llama.embedding_length", width)
+        .u32("llama.feed_forward_length", hidden)
+        .u32("llama.attention.head_count", heads)
+        .u32("llama.attention.head_count_kv", kv_heads)
+        .u32("llama.attention.key_length", head_dim)
+        .u32("llama.context_length", context)
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .f32("llama.rope.freq_base", 10_000.0)
+        .string("tokenizer.ggml.model", "gpt2")
+        .string("tokenizer.ggml.pre", "gpt-2")
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .strings::<&str>("tokenizer.ggml.merges", &[])
+        .i32s("tokenizer.ggml.token_type", &kinds)
+        .u32("tokenizer.ggml.eos_token_id", 257)
+        .string("tokenizer.chat_template", template);
+    let mut seed = 0;
+    let mut add = |file: GgufBuilder, name: String, kind: TensorType, columns: u32, rows: u32| {
+        seed += 1;
+        let (columns, rows) = (columns as usize, rows as usize);
+        file.tensor(
+            &name,
+            kind,
+            columns,
+            rows,
+            &random_tensor(kind, columns * rows, seed),
+        )
+    };
+    let norm = |file: GgufBuilder, name: &str| {
+        file.tensor(
+            name,
+            TensorType::F32,
+            width as usize,
+            1,
+            &1f32.to_le_bytes().repeat(width as usize),
+        )
+    };
+    file = add(file, "token_embd.weight".into(), kind, width, vocabulary);
+    for layer in 0..2 {
+        file = norm(file, &format!("blk.{layer}.attn_norm.weight"));
+        file = norm(file, &format!("blk.{layer}.ffn_norm.weight"));
+        for (name, columns, rows) in [
+            ("attn_q", width, heads * head_dim),
+            ("attn_k", width, kv_heads * head_dim),
+            ("attn_v", width, kv_heads * head_dim),
+            ("attn_output", heads * head_dim, width),
+            ("ffn_gate", width, hidden),
+            ("ffn_up", width, hidden),
+            ("ffn_down", hidden, width),
+        ] {
+            file = add(
+                file,
+                format!("blk.{layer}.{name}.weight"),
+                kind,
+                columns,
+                rows,
+            );
+        }
+    }
+    norm(file, "output_norm.weight").build()
+}
+
+/// Opens a model of these bytes.
+pub(crate) fn model(
+    bytes: &[u8],
+    options: &crate::ModelOptions,
+) -> crate::Result<std::sync::Arc<crate::Model>> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    crate::Model::open(file.path(), options)
+}

@@ -100,7 +100,7 @@ impl Tokenizer {
             }
             ends.push(bytes.len());
         }
-        whole.sort_by(|a, b| b.0.len().cmp(&a.0.len()));
+        whole.sort_by_key(|(token, _, _)| std::cmp::Reverse(token.len()));
 
         let id_of = |key: &str| -> Result<Option<u32>> {
             match gguf.optional_u32(key)? {
@@ -351,7 +351,7 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper> {
 }
 
 /// GPT-2's alphabet: the character that stands for each byte in a vocabulary.
-fn byte_alphabet() -> [char; 256] {
+pub(crate) fn byte_alphabet() -> [char; 256] {
     let mut hidden = 0x100u32;
     std::array::from_fn(|byte| {
         let byte = byte as u8;

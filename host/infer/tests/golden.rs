@@ -1,6 +1,8 @@
 //! The default model against the golden values that `tests/golden/make_golden.py` made with Hugging Face
 //! transformers in f32. Without the model's file these tests fail; they never pass unseen.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -17,7 +17,9 @@ use std::sync::PoisonError;
 
 use crate::memory::{HugeArena, HugeSlice};
 use crate::model::Precision;
-use crate::ops::{CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Row, Weights, Write};
+use crate::ops::{
+    Batch, CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Row, Weights, Write,
+};
 use crate::{Error, Result};
 use kernels::{CacheElement, HeadCache, Level};
 use matrix::Matrix;
@@ -258,8 +260,7 @@ impl CpuExecutor {
     fn attend<E: CacheElement>(
         &mut self,
         qkv: &Buffer,
-        rows: &[Row],
-        tables: &[&[u32]],
+        batch: Batch<'_>,
         shape: HeadShape,
         layer: usize,
         planes: &Planes<E>,
@@ -274,6 +275,7 @@ impl CpuExecutor {
         let parts = Parts::new(out.data.as_mut_slice());
         let scratch = &self.scratch;
         // One unit of work is one head of one row. The units of a task are neighbours: heads that share keys.
+        let Batch { rows, tables } = batch;
         let units = rows.len() * shape.heads;
         let tasks = units.min(scratch.len()).max(1);
         let share = units.div_ceil(tasks);
@@ -436,8 +438,7 @@ impl Executor for CpuExecutor {
     fn store_kv(
         &mut self,
         qkv: &Buffer,
-        rows: &[Row],
-        tables: &[&[u32]],
+        batch: Batch<'_>,
         shape: HeadShape,
         layer: usize,
         cache: &mut Cache,
@@ -446,12 +447,13 @@ impl Executor for CpuExecutor {
             shape.heads * shape.head_dim,
             shape.kv_heads * shape.head_dim,
         );
-        for (index, row) in rows.iter().enumerate() {
+        for (index, row) in batch.rows.iter().enumerate() {
             let (page, slot) = (
                 row.position as usize / PAGE_TOKENS,
                 row.position as usize % PAGE_TOKENS,
             );
-            let page = tables
+            let page = batch
+                .tables
                 .get(row.table as usize)
                 .and_then(|table| table.get(page))
                 .copied();
@@ -473,16 +475,15 @@ impl Executor for CpuExecutor {
     fn attention(
         &mut self,
         qkv: &Buffer,
-        rows: &[Row],
-        tables: &[&[u32]],
+        batch: Batch<'_>,
         shape: HeadShape,
         layer: usize,
         cache: &Cache,
         out: &mut Buffer,
     ) -> Result<()> {
         match cache {
-            Cache::Half(planes) => self.attend(qkv, rows, tables, shape, layer, planes, out),
-            Cache::Single(planes) => self.attend(qkv, rows, tables, shape, layer, planes, out),
+            Cache::Half(planes) => self.attend(qkv, batch, shape, layer, planes, out),
+            Cache::Single(planes) => self.attend(qkv, batch, shape, layer, planes, out),
         }
     }
 

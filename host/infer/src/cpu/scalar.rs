@@ -24,20 +24,12 @@ pub(super) fn group_product(tiles: &Tiles, group: usize, x: &Rounded, row: usize
     {
         let words = &words[block * BLOCK..(block + 1) * BLOCK];
         let (scale, sum) = (x.scale[row * blocks + block], x.sum[row * blocks + block]);
-        for (lane, out) in out.iter_mut().enumerate() {
-            let mut products = 0i32;
-            for (column, word) in words.iter().enumerate() {
-                let weight = match kind {
-                    TensorType::Q8_0 => {
-                        i32::from(tile[column / 2 * 16 + 2 * lane + column % 2] as i8)
-                    }
-                    _ => {
-                        let byte = tile[column % 16 / 4 * 32 + 4 * lane + column % 4];
-                        i32::from(if column < 16 { byte & 15 } else { byte >> 4 })
-                    }
-                };
-                products += weight * i32::from(*word);
-            }
+        let products = if kind == TensorType::Q8_0 {
+            byte_products(tile, words)
+        } else {
+            nibble_products(tile, words)
+        };
+        for (lane, (out, products)) in out.iter_mut().zip(products).enumerate() {
             let d = f16_at(tile, scales + 2 * lane);
             let minimum = match kind {
                 TensorType::Q4_0 => -8.0 * d,
@@ -48,6 +40,36 @@ pub(super) fn group_product(tiles: &Tiles, group: usize, x: &Rounded, row: usize
         }
     }
     out
+}
+
+fn nibble_products(tile: &[u8], words: &[i16]) -> [i32; LANES] {
+    let mut sums = [0i32; LANES];
+    for (v, vector) in tile.as_chunks::<32>().0.iter().take(4).enumerate() {
+        let (near, far) = (&words[4 * v..4 * v + 4], &words[16 + 4 * v..20 + 4 * v]);
+        for (sum, bytes) in sums.iter_mut().zip(vector.as_chunks::<4>().0) {
+            for ((byte, near), far) in bytes.iter().zip(near).zip(far) {
+                *sum += i32::from(byte & 15) * i32::from(*near)
+                    + i32::from(byte >> 4) * i32::from(*far);
+            }
+        }
+    }
+    sums
+}
+
+fn byte_products(tile: &[u8], words: &[i16]) -> [i32; LANES] {
+    let mut sums = [0i32; LANES];
+    for (vector, pair) in tile
+        .as_chunks::<16>()
+        .0
+        .iter()
+        .zip(words.as_chunks::<2>().0)
+    {
+        for (sum, bytes) in sums.iter_mut().zip(vector.as_chunks::<2>().0) {
+            *sum += i32::from(bytes[0] as i8) * i32::from(pair[0])
+                + i32::from(bytes[1] as i8) * i32::from(pair[1]);
+        }
+    }
+    sums
 }
 
 /// The dot product of two vectors of f32.
