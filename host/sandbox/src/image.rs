@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{Hash as _, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use parking_lot::Mutex;
@@ -23,12 +23,16 @@ use crate::failure::Failure;
 use crate::imports;
 use crate::instance::{Live, Mode};
 use crate::manifest::Manifest;
+use crate::permits::{Permits, Waiting};
 use crate::plugin::PluginInfo;
 use crate::spec::Isolation;
 use crate::state::{CallState, Shared};
 
 /// Room that a guest with an allocator of its own is given; see [`config_text`].
 const ROOM: usize = 256 << 10;
+
+/// How long a load waits for a place in the pool.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A compiled component, and whether its memory is that of the configured plugin. (A plugin that
 /// cannot be snapshot is configured in each instance instead; only warm stages may be such.)
@@ -40,14 +44,16 @@ pub(crate) struct Image {
 /// Makes images, and shares them between stages of the same plugin and config.
 pub(crate) struct Images {
     engine: Engine,
+    permits: Permits,
     cache: Option<Cache>,
     loaded: Mutex<HashMap<String, Weak<Image>>>,
 }
 
 impl Images {
-    pub(crate) fn new(engine: Engine, cache: Option<Cache>) -> Images {
+    pub(crate) fn new(engine: Engine, permits: Permits, cache: Option<Cache>) -> Images {
         Images {
             engine,
+            permits,
             cache,
             loaded: Mutex::new(HashMap::new()),
         }
@@ -201,9 +207,7 @@ impl Images {
             is_async: is_async(&info.manifest),
             configuring: true,
         };
-        let context = CallContext::default();
-        let mut live =
-            ready(Live::new(&self.engine, &pre, shared, context, mode, None)).map_err(failed)?;
+        let mut live = ready(self.instance(&pre, shared, mode)).map_err(failed)?;
         let config = config_text(config, info);
         ready(live.call::<_, ()>(&exports.configure, (config.as_str(),))).map_err(failed)?;
 
@@ -227,6 +231,34 @@ impl Images {
             Ok(Some(Err(error))) => Err(no(format!("{error:#}"))),
             Ok(None) | Err(_) => Err(no("its parts are not as Wizer expects them".into())),
         }
+    }
+
+    /// An instance for what is done at load. It takes its place in the pool like any other.
+    async fn instance(
+        &self,
+        pre: &InstancePre<CallState>,
+        shared: &Arc<Shared>,
+        mode: Mode,
+    ) -> std::result::Result<Live, Failure> {
+        let permit = self.permits.acquire(PATIENCE, Waiting::Block).await?;
+        let context = CallContext::default();
+        Live::new(&self.engine, pre, shared, context, mode, Some(permit)).await
+    }
+
+    /// Makes the first instance of an image and throws it away: what would fail in every call
+    /// fails here, at load.
+    pub(crate) fn try_out(
+        &self,
+        pre: &InstancePre<CallState>,
+        shared: &Arc<Shared>,
+        mode: Mode,
+        plugin: &str,
+        check: impl FnOnce(&mut Store<CallState>, Instance) -> wasmtime::Result<()>,
+    ) -> Result<()> {
+        let mut live = ready(self.instance(pre, shared, mode))
+            .map_err(|failure| Error::configure(&shared.spec.name, plugin, failure))?;
+        let (store, instance) = live.parts();
+        check(store, instance).map_err(|error| mismatch(plugin, &error))
     }
 }
 
@@ -329,33 +361,6 @@ pub(crate) fn check_size(plugin: &str, component: &Component, shared: &Shared) -
         ));
     }
     Ok(())
-}
-
-/// Makes the first instance of an image and throws it away: what would fail in every call fails
-/// here, at load.
-pub(crate) fn try_out(
-    engine: &Engine,
-    pre: &InstancePre<CallState>,
-    shared: &Arc<Shared>,
-    mode: Mode,
-    plugin: &str,
-    check: impl FnOnce(&mut Store<CallState>, Instance) -> wasmtime::Result<()>,
-) -> Result<()> {
-    let mut live = ready(Live::new(
-        engine,
-        pre,
-        shared,
-        CallContext::default(),
-        mode,
-        None,
-    ))
-    .map_err(|failure| Error::Configure {
-        stage: shared.spec.name.clone(),
-        plugin: plugin.into(),
-        failure,
-    })?;
-    let (store, instance) = live.parts();
-    check(store, instance).map_err(|error| mismatch(plugin, &error))
 }
 
 /// How Wizer reads the globals and memories of the configured instance: through the functions

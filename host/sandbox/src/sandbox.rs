@@ -65,10 +65,11 @@ impl Sandbox {
     pub fn new(options: SandboxOptions) -> Result<Sandbox> {
         let cache = options.cache_dir.as_deref().map(Cache::open).transpose()?;
         let made = engine::make(options.max_instances)?;
+        let permits = Permits::new(made.instances);
         Ok(Sandbox {
             inner: Arc::new(Inner {
-                images: Images::new(made.engine.clone(), cache),
-                permits: Permits::new(made.instances),
+                images: Images::new(made.engine.clone(), permits.clone(), cache),
+                permits,
                 engine: made.engine,
             }),
         })
@@ -134,14 +135,11 @@ impl Sandbox {
             is_async,
             configuring: true,
         };
-        image::try_out(
-            &inner.engine,
-            &pre,
-            &shared,
-            mode,
-            &plugin,
-            |store, instance| check_types(store, instance, &exports),
-        )?;
+        inner
+            .images
+            .try_out(&pre, &shared, mode, &plugin, |store, instance| {
+                check_types(store, instance, &exports)
+            })?;
         Ok(Stage {
             inner: Arc::new(StageInner {
                 engine: inner.engine.clone(),

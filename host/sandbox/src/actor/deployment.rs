@@ -2,10 +2,9 @@
 //! because a hop to another one would cost more than the call.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 
 use super::resident::Resident;
 use super::{Worker, runtime, thread};
@@ -50,17 +49,17 @@ impl DeploymentActor {
             });
         };
         let resident = Arc::new(Mutex::new(Resident::new(stage.clone(), keep)));
-        let (stop, stopped) = mpsc::channel::<()>();
+        let (stop, mut stopped) = oneshot::channel();
         let runtime = runtime()?;
         let saver = resident.clone();
         let thread = thread(&name, move || {
-            loop {
-                let more = stopped.recv_timeout(SAVE) == Err(RecvTimeoutError::Timeout);
-                runtime.block_on(async { saver.lock().await.save().await });
-                if !more {
-                    break;
+            runtime.block_on(async {
+                let mut more = true;
+                while more {
+                    more = tokio::time::timeout(SAVE, &mut stopped).await.is_err();
+                    saver.lock().await.save().await;
                 }
-            }
+            });
         })?;
         Ok(DeploymentActor {
             inner: Arc::new(Inner {

@@ -9,12 +9,12 @@ mod resident;
 pub use deployment::DeploymentActor;
 pub use monitor::{MonitorActor, MonitorOptions};
 
-use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 
@@ -41,13 +41,13 @@ fn thread(stage: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandl
 
 /// The thread of an actor, and how it is told to stop.
 struct Worker {
-    /// Dropped or sent to: stop.
-    stop: Mutex<Option<Sender<()>>>,
+    /// When this is dropped, the thread stops.
+    stop: Mutex<Option<oneshot::Sender<()>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Worker {
-    fn new(stop: Sender<()>, thread: JoinHandle<()>) -> Worker {
+    fn new(stop: oneshot::Sender<()>, thread: JoinHandle<()>) -> Worker {
         Worker {
             stop: Mutex::new(Some(stop)),
             thread: Mutex::new(Some(thread)),

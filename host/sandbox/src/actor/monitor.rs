@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc as mailbox, oneshot};
 
 use super::resident::Resident;
@@ -67,7 +65,7 @@ enum Message {
 impl MonitorActor {
     pub(crate) fn start(stage: Arc<StageInner>, options: MonitorOptions) -> Result<MonitorActor> {
         let (sender, receiver) = mailbox::channel(options.mailbox.max(1));
-        let (stop, stopped) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
         let runtime = runtime()?;
         let name = stage.shared.spec.name.clone();
         let thread = thread(&name, move || {
@@ -145,7 +143,7 @@ fn gone() -> Failure {
 struct Loop {
     resident: Resident,
     receiver: mailbox::Receiver<Message>,
-    stopped: mpsc::Receiver<()>,
+    stopped: oneshot::Receiver<()>,
     options: MonitorOptions,
 }
 
@@ -155,49 +153,54 @@ impl Loop {
             Instant::now() + self.options.tick,
             Instant::now() + self.options.save,
         );
-        // How often the thread looks whether it is to stop.
-        let glance = Duration::from_millis(20);
         loop {
-            let stopping = self.stopped.try_recv() == Err(mpsc::TryRecvError::Disconnected);
-            let wait = if stopping { Duration::ZERO } else { glance };
-            let first = match self.receiver.try_recv() {
-                Ok(message) => Some(message),
-                Err(TryRecvError::Empty) if !stopping => {
-                    tokio::time::timeout(wait, self.receiver.recv())
-                        .await
-                        .ok()
-                        .flatten()
+            tokio::select! {
+                biased;
+                _ = &mut self.stopped => break,
+                () = tokio::time::sleep_until(tick.into()) => {
+                    self.tick().await;
+                    tick = Instant::now() + self.options.tick;
                 }
-                Err(_) => None,
-            };
-            match first {
-                Some(Message::Event(event)) => self.batch(event, stopping).await,
-                Some(other) => self.other(other).await,
-                // Nothing is left, and nothing more can come, or shall.
-                None if stopping || self.receiver.is_closed() => break,
-                None => {}
+                () = tokio::time::sleep_until(save.into()) => {
+                    self.resident.save().await;
+                    save = Instant::now() + self.options.save;
+                }
+                message = self.receiver.recv() => match message {
+                    Some(message) => self.take(message, self.options.linger).await,
+                    None => break,
+                },
             }
-            if Instant::now() >= tick {
-                tick = Instant::now() + self.options.tick;
-                self.tick().await;
-            }
-            if Instant::now() >= save {
-                save = Instant::now() + self.options.save;
-                self.resident.save().await;
-            }
+        }
+        // No more is taken in; what is there is worked off.
+        self.receiver.close();
+        while let Ok(message) = self.receiver.try_recv() {
+            self.take(message, Duration::ZERO).await;
         }
         self.resident.save().await;
     }
 
-    /// Fills a batch and gives it to the plugin.
-    async fn batch(&mut self, first: Event, stopping: bool) {
+    async fn take(&mut self, message: Message, linger: Duration) {
+        let mut next = Some(message);
+        while let Some(message) = next.take() {
+            match message {
+                Message::Event(event) => next = self.batch(event, linger).await,
+                Message::Merge(state, answer) => {
+                    let merged = self.merge(&state).await;
+                    // Whoever asked may have gone.
+                    let _ = answer.send(merged);
+                }
+                Message::Save(answer) => {
+                    self.resident.save().await;
+                    let _ = answer.send(());
+                }
+            }
+        }
+    }
+
+    /// Fills a batch and gives it to the plugin. What came in and is no event is given back.
+    async fn batch(&mut self, first: Event, linger: Duration) -> Option<Message> {
         let mut events = vec![first];
-        let mut after = None;
-        let linger = if stopping {
-            Duration::ZERO
-        } else {
-            self.options.linger
-        };
+        let mut other = None;
         let end = tokio::time::Instant::now() + linger;
         while events.len() < self.options.batch {
             let next = match self.receiver.try_recv() {
@@ -210,8 +213,8 @@ impl Loop {
             };
             match next {
                 Some(Message::Event(event)) => events.push(event),
-                Some(other) => {
-                    after = Some(other);
+                Some(message) => {
+                    other = Some(message);
                     break;
                 }
                 None => break,
@@ -226,32 +229,14 @@ impl Loop {
                 .await;
             self.report(report);
         }
-        if let Some(other) = after {
-            self.other(other).await;
-        }
+        other
     }
 
-    async fn other(&mut self, message: Message) {
-        match message {
-            Message::Event(event) => Box::pin(self.batch(event, true)).await,
-            Message::Merge(state, answer) => {
-                let merged = match self.export(|exports| exports.merge) {
-                    Some(export) => {
-                        let state = state.as_slice();
-                        self.resident
-                            .call(None, &export, (state,), |(): &()| Ok(()))
-                            .await
-                    }
-                    None => Err(gone()),
-                };
-                // Whoever asked may have gone.
-                let _ = answer.send(merged);
-            }
-            Message::Save(answer) => {
-                self.resident.save().await;
-                let _ = answer.send(());
-            }
-        }
+    async fn merge(&mut self, state: &[u8]) -> Result<(), Failure> {
+        let export = self.export(|exports| exports.merge).ok_or_else(gone)?;
+        self.resident
+            .call(None, &export, (state,), |(): &()| Ok(()))
+            .await
     }
 
     async fn tick(&mut self) {

@@ -193,7 +193,7 @@ impl c::GuestInspection for Inspection {
                 Verdict { findings: vec![finding(0, 0, wrong)], ..pass(now) }
             }
             "count" => Verdict {
-                findings: vec![finding(0, 0, format!("call {}", CALLS.0.get()))],
+                findings: vec![finding(now, now, format!("call {}", CALLS.0.get()))],
                 ..pass(now)
             },
             "block" => Verdict {
