@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::cpu::kernels::{Level, exp_sums};
+use crate::cpu::kernels::{Level, exp_all, exp_sums};
 use crate::{Error, Result, Sampling};
 
 /// A token that was picked, and how the model saw it before penalties, temperature and filters.
@@ -62,6 +62,15 @@ fn largest(logits: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, f32::max)
 }
 
+/// The id of the largest logit, the lowest of equals.
+fn likeliest(logits: &[f32]) -> Option<u32> {
+    let most = largest(logits);
+    (0u32..)
+        .zip(logits)
+        .find(|(_, logit)| **logit == most)
+        .map(|(id, _)| id)
+}
+
 /// Higher logits first, then lower ids: one order, so that ties are no chance.
 fn better(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
@@ -71,11 +80,8 @@ fn better(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
 fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut out: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     for candidate in (0u32..).zip(logits.iter().copied()) {
-        if out.len() == count
-            && out
-                .last()
-                .is_none_or(|worst| better(worst, &candidate) == Ordering::Less)
-        {
+        // Ids rise, so an equal logit comes after the ones that are there.
+        if out.len() == count && out.last().is_none_or(|worst| candidate.1 <= worst.1) {
             continue;
         }
         let at = out.partition_point(|other| better(other, &candidate) == Ordering::Less);
@@ -91,6 +97,7 @@ pub(crate) struct Sampler {
     random: ChaCha8Rng,
     /// For each token seen: how often in the answer, and whether in the prompt.
     seen: HashMap<u32, (u32, bool)>,
+    weights: Vec<f32>,
     candidates: Vec<(u32, f32)>,
 }
 
@@ -144,6 +151,7 @@ impl Sampler {
             sampling,
             random,
             seen,
+            weights: Vec::new(),
             candidates: Vec::new(),
         })
     }
@@ -169,11 +177,11 @@ impl Sampler {
             .collect();
         let changed = self.adjust(logits, banned);
         let id = if self.sampling.temperature == 0.0 {
-            best(logits, 1).first().copied()
+            likeliest(logits)
         } else {
             self.draw(logits)
         };
-        let Some((id, _)) = id.filter(|(_, logit)| *logit > f32::NEG_INFINITY) else {
+        let Some(id) = id.filter(|id| logits[*id as usize] > f32::NEG_INFINITY) else {
             return Err(Error::Invalid("every token is banned".into()));
         };
         let raw = changed
@@ -188,14 +196,12 @@ impl Sampler {
         })
     }
 
-    /// Biases, penalties and bans; gives the changed tokens with their logits before.
+    /// Biases, penalties and bans; gives the changed tokens with their logits before, the first change of one first.
     fn adjust(&self, logits: &mut [f32], banned: &[u32]) -> Vec<(u32, f32)> {
         let mut changed: Vec<(u32, f32)> = Vec::new();
         let mut change = |id: u32, to: &dyn Fn(f32) -> f32| {
             if let Some(logit) = logits.get_mut(id as usize) {
-                if !changed.iter().any(|(other, _)| *other == id) {
-                    changed.push((id, *logit));
-                }
+                changed.push((id, *logit));
                 *logit = to(*logit);
             }
         };
@@ -232,15 +238,20 @@ impl Sampler {
     }
 
     /// A draw at the temperature, from what the filters leave.
-    fn draw(&mut self, logits: &[f32]) -> Option<(u32, f32)> {
+    fn draw(&mut self, logits: &[f32]) -> Option<u32> {
         let (s, most) = (&self.sampling, largest(logits));
-        // Beyond this distance a probability is zero in f32.
-        let scaled = (0u32..)
-            .zip(logits)
-            .map(|(id, logit)| (id, (logit - most) / s.temperature));
-        self.candidates.clear();
-        self.candidates.extend(scaled.filter(|(_, x)| *x > -87.0));
+        // The likeliest token has weight 1.
+        self.weights.clear();
+        self.weights
+            .extend(logits.iter().map(|logit| (logit - most) / s.temperature));
+        exp_all(Level::detect(), &mut self.weights);
         let candidates = &mut self.candidates;
+        candidates.clear();
+        candidates.extend(
+            (0u32..)
+                .zip(self.weights.iter().copied())
+                .filter(|(_, weight)| *weight > 0.0),
+        );
         let k = s.top_k as usize;
         if k > 0 && k < candidates.len() {
             candidates.select_nth_unstable_by(k - 1, better);
@@ -249,26 +260,26 @@ impl Sampler {
         if s.top_p < 1.0 {
             keep_likeliest(candidates, s.top_p);
         }
-        if s.min_p > 0.0 {
-            let least = s.min_p.ln();
-            candidates.retain(|(_, x)| *x >= least);
-        }
-        let total: f64 = candidates.iter().map(|(_, x)| f64::from(x.exp())).sum();
-        let mut left = self.random.random::<f64>() * total;
-        let drawn = candidates.iter().find(|(_, x)| {
-            left -= f64::from(x.exp());
+        candidates.retain(|(_, weight)| *weight >= s.min_p);
+        let mut left = self.random.random::<f64>() * sum(candidates);
+        let drawn = candidates.iter().find(|(_, weight)| {
+            left -= f64::from(*weight);
             left < 0.0
         });
-        drawn
-            .or(candidates.last())
-            .map(|(id, _)| (*id, logits[*id as usize]))
+        drawn.or(candidates.last()).map(|(id, _)| *id)
     }
 }
 
-/// Keeps the likeliest candidates whose probabilities reach `share`. Sorts only as many as it needs.
+fn sum(candidates: &[(u32, f32)]) -> f64 {
+    candidates
+        .iter()
+        .map(|(_, weight)| f64::from(*weight))
+        .sum()
+}
+
+/// Keeps the likeliest candidates whose weights reach this share of all. Sorts only as many as it needs.
 fn keep_likeliest(candidates: &mut Vec<(u32, f32)>, share: f32) {
-    let total: f64 = candidates.iter().map(|(_, x)| f64::from(x.exp())).sum();
-    let wanted = total * f64::from(share);
+    let wanted = sum(candidates) * f64::from(share);
     let mut sorted = 64;
     loop {
         sorted = sorted.min(candidates.len());
@@ -276,12 +287,12 @@ fn keep_likeliest(candidates: &mut Vec<(u32, f32)>, share: f32) {
             candidates.select_nth_unstable_by(sorted, better);
         }
         candidates[..sorted].sort_unstable_by(better);
-        let mut sum = 0.0;
-        let reached = candidates[..sorted].iter().position(|(_, x)| {
-            sum += f64::from(x.exp());
-            sum >= wanted
+        let mut reached = 0.0;
+        let last = candidates[..sorted].iter().position(|(_, weight)| {
+            reached += f64::from(*weight);
+            reached >= wanted
         });
-        match reached {
+        match last {
             Some(last) => return candidates.truncate(last + 1),
             None if sorted == candidates.len() => return,
             None => sorted *= 8,
@@ -526,11 +537,10 @@ mod tests {
         fn top_p_keeps_the_smallest_set_that_reaches_the_share(
             logits in prop::collection::vec(-6f32..6.0, 1..500), share in 0.01f32..0.999,
         ) {
-            let all: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
+            let all: Vec<(u32, f32)> = (0u32..).zip(logits.iter().map(|x| x.exp())).collect();
             let mut kept = all.clone();
             keep_likeliest(&mut kept, share);
-            let total: f64 = all.iter().map(|(_, x)| f64::from(x.exp())).sum();
-            let sum = |of: &[(u32, f32)]| of.iter().map(|(_, x)| f64::from(x.exp())).sum::<f64>() / total;
+            let sum = |of: &[(u32, f32)]| sum(of) / sum(&all);
             prop_assert!(sum(&kept) >= f64::from(share) - 1e-6 || kept.len() == all.len());
             prop_assert!(sum(&kept[..kept.len() - 1]) < f64::from(share) + 1e-6);
         }

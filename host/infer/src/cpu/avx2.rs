@@ -179,6 +179,17 @@ pub(super) fn exp_sums(x: &[f32], most: f32) -> (f64, f64) {
     (sum, weighted)
 }
 
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn exp_all(x: &mut [f32]) {
+    let (chunks, rest) = x.as_chunks_mut::<8>();
+    for chunk in chunks {
+        let x = load(chunk);
+        let kept = _mm256_cmp_ps::<_CMP_GT_OQ>(x, _mm256_set1_ps(-87.0));
+        store(chunk, _mm256_and_ps(exp(x), kept));
+    }
+    scalar::exp_all(rest);
+}
+
 /// The same arithmetic as `tiles::round_row`, bit for bit.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn round_row(x: &[f32], out: &mut RoundedRow<'_>) {

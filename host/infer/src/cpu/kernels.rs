@@ -208,6 +208,16 @@ pub(crate) fn exp_sums(level: Level, x: &[f32], most: f32) -> (f64, f64) {
     }
 }
 
+/// e^x of each element; 0 from -87 down.
+pub(crate) fn exp_all(level: Level, x: &mut [f32]) {
+    match level {
+        Level::Scalar => scalar::exp_all(x),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 => unsafe { avx2::exp_all(x) },
+    }
+}
+
 /// Attention of one head over the first `count` positions; `scores` is scratch.
 pub(crate) fn attend<E: CacheElement>(
     level: Level,
@@ -343,6 +353,28 @@ mod tests {
     #[test]
     fn a_banned_logit_does_not_spoil_the_sums() {
         for level in [Level::Scalar, Level::detect()] {
+            let mut powers = [
+                0.0,
+                f32::NEG_INFINITY,
+                1.0,
+                -86.0,
+                -88.0,
+                0.5,
+                -3.0,
+                2.0,
+                f32::NEG_INFINITY,
+                -1.0,
+            ];
+            let wanted = powers.map(|x: f32| if x > -87.0 { x.exp() } else { 0.0 });
+            exp_all(level, &mut powers);
+            assert!(
+                powers
+                    .iter()
+                    .zip(wanted)
+                    .all(|(a, b)| (a - b).abs() <= 1e-6 * b),
+                "{powers:?} {wanted:?}"
+            );
+            assert_eq!(powers[0], 1.0);
             let (sum, weighted) = exp_sums(level, &[1.0, f32::NEG_INFINITY, 1.0], 1.0);
             assert_eq!((sum, weighted), (2.0, 0.0));
         }

@@ -87,7 +87,7 @@ impl Buffer {
     }
 }
 
-/// The KV cache: in each layer, page and kv head, the keys (values) of the page's tokens one after another.
+/// The KV cache: in each page, layer and kv head, the keys (values) of the page's tokens one after another.
 pub(crate) enum Cache {
     /// Half precision.
     Half(Planes<u16>),
@@ -116,13 +116,18 @@ impl<E: CacheElement> Planes<E> {
         })
     }
 
+    /// Elements of a page: those of all layers, so that a page that is not in use costs no memory.
     fn page_stride(&self) -> usize {
+        self.shape.layers * self.layer_stride()
+    }
+
+    fn layer_stride(&self) -> usize {
         self.shape.kv_heads * PAGE_TOKENS * self.shape.head_dim
     }
 
     fn store(&mut self, layer: usize, page: usize, slot: usize, k: &[f32], v: &[f32]) {
-        let (dim, stride) = (self.shape.head_dim, self.page_stride());
-        let base = (layer * self.shape.pages + page) * stride + slot * dim;
+        let dim = self.shape.head_dim;
+        let base = page * self.page_stride() + layer * self.layer_stride() + slot * dim;
         for (plane, source) in [
             (self.keys.as_mut_slice(), k),
             (self.values.as_mut_slice(), v),
@@ -137,15 +142,13 @@ impl<E: CacheElement> Planes<E> {
     }
 
     fn head<'a>(&'a self, layer: usize, kv_head: usize, table: &'a [u32]) -> HeadCache<'a, E> {
-        let (dim, stride) = (self.shape.head_dim, self.page_stride());
-        let layer_start = layer * self.shape.pages * stride;
-        let layer_range = layer_start..layer_start + self.shape.pages * stride;
+        let dim = self.shape.head_dim;
         HeadCache {
-            keys: &self.keys[layer_range.clone()],
-            values: &self.values[layer_range],
+            keys: &self.keys,
+            values: &self.values,
             table,
-            stride,
-            offset: kv_head * PAGE_TOKENS * dim,
+            stride: self.page_stride(),
+            offset: layer * self.layer_stride() + kv_head * PAGE_TOKENS * dim,
             head_dim: dim,
         }
     }

@@ -109,6 +109,13 @@ pub(super) fn exp_sums(x: &[f32], most: f32) -> (f64, f64) {
     })
 }
 
+/// e^x of each element; 0 from -87 down.
+pub(super) fn exp_all(x: &mut [f32]) {
+    for x in x {
+        *x = if *x > -87.0 { x.exp() } else { 0.0 };
+    }
+}
+
 /// Attention of one head over the first `count` positions; `scores` is scratch.
 pub(super) fn attend<E: CacheElement>(
     q: &[f32],
