@@ -3,12 +3,10 @@
 //! in an environment that the outer build has left no trace in.
 //!
 //! ```no_run
-//! // build.rs
-//! fn main() {
-//!     match millgate_plugin_build::build_guests(&["../pii"]) {
-//!         Ok(components) => println!("cargo::rustc-env=PII_WASM={}", components[0].display()),
-//!         Err(error) => println!("cargo::error={error}"),
-//!     }
+//! // In `build.rs`:
+//! match millgate_plugin_build::build_guests(&["../pii"]) {
+//!     Ok(components) => println!("cargo::rustc-env=PII_WASM={}", components[0].display()),
+//!     Err(error) => println!("cargo::error={error}"),
 //! }
 //! ```
 

@@ -1,4 +1,8 @@
 //! The plugin as a host sees it: manifest, config, actions, findings.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which clippy does not take for tests"
+)]
 
 use millgate_plugin_pii::Pii;
 use millgate_sdk::prelude::*;

@@ -1,5 +1,9 @@
 //! Split invariance: whatever the text and wherever its chunks break, the same text leaves, with
 //! the same findings and the same decision.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which clippy does not take for tests"
+)]
 
 use millgate_plugin_pii::{Config, Pii};
 use millgate_sdk::prelude::*;

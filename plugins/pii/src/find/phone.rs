@@ -314,7 +314,7 @@ fn country(digits: &[u8]) -> bool {
         (5, 0) | (5, 9) => true,
         (6, 7) => !matches!(third, 1),
         (6, 8) => !matches!(third, 4),
-        (6, 9) => matches!(third, 0 | 1 | 2),
+        (6, 9) => matches!(third, 0..=2),
         (8, 0) => matches!(third, 0 | 8),
         (8, 5) => matches!(third, 0 | 2 | 3 | 5 | 6),
         (8, 7 | 8) => matches!((second, third), (7, 0 | 8) | (8, 0 | 1 | 2 | 3 | 6 | 8)),
