@@ -131,10 +131,13 @@ fn a_shortened_log_is_named_by_its_signed_head() {
         case.store.delete(&key_of("entry", seq)).unwrap();
     }
     assert_eq!(first_bad(&case), 4);
-    assert!(matches!(
-        AuditLog::open(Arc::clone(&case.store), case.dir.path().join("key")),
-        Err(Error::Audit(AuditError::Inconsistent { .. }))
-    ));
+    let error = AuditLog::open(Arc::clone(&case.store), case.dir.path().join("key"))
+        .err()
+        .unwrap();
+    assert!(
+        matches!(error, Error::Audit(AuditError::Inconsistent { .. })),
+        "{error}"
+    );
 }
 
 #[test]

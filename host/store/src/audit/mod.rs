@@ -276,6 +276,12 @@ impl AuditLog {
     }
 }
 
+/// The public key (hexadecimal) of the signing key in the file `key`; `None` if there is none. For
+/// [`verify`] where no log is open.
+pub fn public_key(key: impl AsRef<Path>) -> Result<Option<String>> {
+    Ok(AuditKey::load(key.as_ref())?.map(|key| key.public()))
+}
+
 /// Loads the log's end and compares it with its head.
 fn load_edge(store: &dyn Store, head: &SignedHead, key: &AuditKey) -> Result<Edge> {
     head.check_signature()?;
@@ -290,6 +296,14 @@ fn load_edge(store: &dyn Store, head: &SignedHead, key: &AuditKey) -> Result<Edg
     if frontier.root() != head.root.0 {
         return Err(AuditError::Inconsistent {
             why: "the tree's root is another".into(),
+        }
+        .into());
+    }
+    let last = store.get(&entry_key(head.size.saturating_sub(1)))?;
+    let last = last.and_then(|value| serde_json::from_slice::<Entry>(&value).ok());
+    if last.is_none_or(|entry| entry.hash != head.last) {
+        return Err(AuditError::Inconsistent {
+            why: "the last entry is missing or another".into(),
         }
         .into());
     }

@@ -55,9 +55,9 @@ impl Table {
     /// A layer for [`merge`].
     pub fn layer<'a>(&'a self, from: Bound<&[u8]>, to: Bound<&[u8]>, order: Order) -> Layer<'a> {
         let range = self.map.range::<[u8], _>((from, to));
-        let copy = |(key, value): (&Box<[u8]>, &Option<Box<[u8]>>)| {
-            Ok((key.to_vec(), value.as_ref().map(|v| v.to_vec())))
-        };
+        let range = range.map(|(key, value)| (key.as_ref(), value.as_deref()));
+        let copy =
+            |(key, value): (&[u8], Option<&[u8]>)| Ok((key.to_vec(), value.map(<[u8]>::to_vec)));
         match order {
             Order::Ascending => Box::new(range.map(copy)),
             Order::Descending => Box::new(range.rev().map(copy)),
