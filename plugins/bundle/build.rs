@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 /// The first-party plugins: folders beside this one.
-const PLUGINS: [&str; 4] = ["pii", "drift", "canary", "overlap"];
+const PLUGINS: [&str; 5] = ["pii", "schema", "drift", "canary", "overlap"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
