@@ -254,7 +254,10 @@ pub struct PluginInspectArgs {
   millgate plugin run pii --config '{\"action\":\"block\"}' < letter.txt
   millgate plugin run schema '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}'
   millgate plugin run overlap --reference 'The cat sat.' 'The cat sat down.'
-  millgate plugin run canary --interface deployment --json")]
+  printf 'ann\nbob\n' | millgate plugin run canary
+
+validation takes a request or a row as JSON, or any text; deployment a user a line; monitoring an
+event a line as JSON. Ends with 2 when the stage blocks or rejects.")]
 pub struct PluginRunArgs {
     /// A first-party plugin's name, or a .wasm file
     pub plugin: String,
@@ -334,9 +337,12 @@ pub struct BenchStageArgs {
     /// Bytes of text a call
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub bytes: usize,
-    /// Calls a row
-    #[arg(long, default_value_t = 20_000, value_name = "N")]
-    pub calls: usize,
+    /// The stage's config as JSON
+    #[arg(long, short, default_value = "{}", value_name = "JSON")]
+    pub config: String,
+    /// Seconds for each comparison
+    #[arg(long, default_value_t = 2.0, value_name = "S")]
+    pub seconds: f64,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -31,16 +31,15 @@ pub enum LoadError {
 
 impl Setup {
     /// Reads and checks the config, against its plugins too.
-    pub fn load(&self) -> Result<Config, LoadError> {
-        let sandbox = sandbox(&self.data).map_err(LoadError::Other)?;
-        let mut config = check(&self.config, &sandbox)?;
+    pub fn load(&self, sandbox: &Sandbox) -> Result<Config, LoadError> {
+        let mut config = check(&self.config, sandbox)?;
         self.override_model(&mut config).map_err(LoadError::Other)?;
         Ok(config)
     }
 
     /// [`load`](Self::load) for commands that end with the problems' text.
-    pub fn load_or_explain(&self) -> Result<Config> {
-        self.load().map_err(|error| match error {
+    pub fn load_or_explain(&self, sandbox: &Sandbox) -> Result<Config> {
+        self.load(sandbox).map_err(|error| match error {
             LoadError::Problems(problems) => anyhow::anyhow!(explain(&problems)),
             LoadError::Other(error) => error,
         })
@@ -139,7 +138,7 @@ pub fn plugins(config: &Path) -> PluginSource {
 
 /// A sandbox whose compiled plugins are kept with the data.
 pub fn sandbox(data: &Path) -> Result<Sandbox> {
-    Ok(Sandbox::new(SandboxOptions::new(data.join("cache")))?)
+    Ok(Sandbox::new(SandboxOptions::new(data.join("compiled")))?)
 }
 
 fn local_file(library: &Library, name: &str) -> Result<PathBuf, String> {

@@ -6,14 +6,16 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use millgate_ops::Platform;
+use millgate_ops::{Config, Platform};
+use millgate_sandbox::Sandbox;
 use millgate_server::{Handle, Server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{LogFormat, ProcessArgs};
-use crate::open::{LoadError, Setup, explain};
+use crate::open::{self, LoadError, Setup, explain};
+use crate::storage;
 
 /// How many ports after a taken one are tried.
 const NEXT_PORTS: u16 = 50;
@@ -74,7 +76,8 @@ pub fn serve(
     let code = runtime.block_on(async {
         let begin = Instant::now();
         let mut signals = Signals::new()?;
-        let config = setup.load_or_explain()?;
+        let sandbox = open::sandbox(&setup.data)?;
+        let config = setup.load_or_explain(&sandbox)?;
         let listen = match listen {
             Listen::AsConfigured => Listen::At(config.server.listen),
             other => other,
@@ -82,7 +85,7 @@ pub fn serve(
         let running = Running::bind(listen).await?;
         let address = running.address;
         say(format_args!("listening on http://{address}"));
-        let start = start_platform(setup, config);
+        let start = start_platform(setup, config, sandbox);
         let platform = tokio::select! {
             platform = start => platform?,
             () = signals.stop() => return Ok(ExitCode::SUCCESS),
@@ -135,9 +138,10 @@ impl Running {
 
     /// Loads the setup and serves it.
     pub async fn start(setup: &Setup, listen: Listen) -> Result<(Self, Platform)> {
-        let config = setup.load_or_explain()?;
+        let sandbox = open::sandbox(&setup.data)?;
+        let config = setup.load_or_explain(&sandbox)?;
         let running = Self::bind(listen).await?;
-        let platform = start_platform(setup, config).await?;
+        let platform = start_platform(setup, config, sandbox).await?;
         running.handle.attach(platform.clone());
         Ok((running, platform))
     }
@@ -174,12 +178,15 @@ impl Running {
 }
 
 /// Loads models and plugins on a thread that may block.
-async fn start_platform(setup: &Setup, config: millgate_ops::Config) -> Result<Platform> {
+async fn start_platform(setup: &Setup, config: Config, sandbox: Sandbox) -> Result<Platform> {
     let environment = setup.environment();
-    tokio::task::spawn_blocking(move || Platform::start(config, environment))
+    let start = move || {
+        let store = storage::open_store(&environment.data)?;
+        Platform::start_with(config, environment, store, sandbox).map_err(anyhow::Error::from)
+    };
+    tokio::task::spawn_blocking(start)
         .await
         .context("loading was cut off")?
-        .map_err(|error| anyhow!("{error}"))
 }
 
 async fn bind(listen: Listen) -> Result<Server> {
@@ -261,7 +268,7 @@ async fn reload(setup: &Setup, platform: &Platform) {
     let (setup, platform) = (setup.clone(), platform.clone());
     let listen = platform.config().0.server.listen;
     let done = tokio::task::spawn_blocking(move || {
-        let config = setup.load()?;
+        let config = setup.load(platform.sandbox())?;
         if config.server.listen != listen {
             tracing::warn!("server.listen changed; it takes effect at the next start");
         }

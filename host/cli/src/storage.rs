@@ -23,15 +23,9 @@ impl Storage {
                 data.display()
             );
         }
-        let store = SledStore::open(&path, SledOptions::default()).with_context(|| {
-            format!(
-                "cannot open {}; a running server holds it for itself",
-                path.display()
-            )
-        })?;
         Ok(Self {
             data: data.to_owned(),
-            store: Arc::new(store),
+            store: open_store(data)?,
         })
     }
 
@@ -48,4 +42,16 @@ impl Storage {
             self.data.join("audit.key"),
         )?)
     }
+}
+
+/// Opens the store of a data folder, made if it is not there.
+pub fn open_store(data: &Path) -> Result<Arc<dyn Store>> {
+    let path = data.join("store");
+    std::fs::create_dir_all(data).with_context(|| {
+        format!(
+            "cannot create {}; choose another folder with --data",
+            data.display()
+        )
+    })?;
+    Ok(Arc::new(SledStore::open(&path, SledOptions::default())?))
 }

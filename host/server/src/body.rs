@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use millgate_ops::ResponseStream;
 
 use crate::render::StreamRenderer;
+use crate::service::InFlight;
 
 /// The body of an answer.
 pub(crate) enum AnswerBody {
@@ -21,7 +22,12 @@ pub(crate) enum AnswerBody {
     ///
     /// When the client goes away hyper drops the body, which drops the stream, which cancels the
     /// generation.
-    Events(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
+    Events {
+        /// The rendered events.
+        events: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
+        /// Counts the request as in flight until the stream ends.
+        in_flight: Option<InFlight>,
+    },
 }
 
 impl AnswerBody {
@@ -34,7 +40,17 @@ impl AnswerBody {
                 Some((renderer.render(&event), (stream, renderer)))
             },
         );
-        Self::Events(Box::pin(events))
+        Self::Events {
+            events: Box::pin(events),
+            in_flight: None,
+        }
+    }
+
+    /// Keeps the request counted while its answer still streams.
+    pub(crate) fn hold(&mut self, guard: InFlight) {
+        if let Self::Events { in_flight, .. } = self {
+            *in_flight = Some(guard);
+        }
     }
 }
 
@@ -54,7 +70,7 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Events(events) => events
+            Self::Events { events, .. } => events
                 .poll_next_unpin(context)
                 .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
@@ -69,7 +85,7 @@ impl Body for AnswerBody {
             Self::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Events(_) => SizeHint::default(),
+            Self::Events { .. } => SizeHint::default(),
         }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn metrics(platform: &Platform, in_flight: usize) -> Response<AnswerB
     gauge(
         "millgate_http_requests_in_flight",
         "gauge",
-        "Requests whose answer has not begun.",
+        "Requests that are being answered.",
         in_flight as f64,
     );
     if let Some(bytes) = resident_bytes() {

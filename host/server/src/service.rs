@@ -88,9 +88,11 @@ impl Service<Request<Incoming>> for ConnectionService {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let shared = self.shared.clone();
         Box::pin(async move {
-            // Counts while the answer is made; a client that goes away drops this future.
-            let _guard = InFlight::new(&shared);
+            // Counts while the answer is made, and a stream until it ends; a client that goes away
+            // drops either.
+            let guard = InFlight::new(shared.clone());
             let (route, mut response) = dispatch(&shared, request).await;
+            response.body_mut().hold(guard);
             if let Some(ready) = shared.ready() {
                 ready.counters.count(route, response.status());
             }
@@ -103,16 +105,16 @@ impl Service<Request<Incoming>> for ConnectionService {
 }
 
 /// One request that is being answered.
-struct InFlight<'a>(&'a Shared);
+pub(crate) struct InFlight(Arc<Shared>);
 
-impl<'a> InFlight<'a> {
-    fn new(shared: &'a Shared) -> Self {
+impl InFlight {
+    fn new(shared: Arc<Shared>) -> Self {
         shared.in_flight.fetch_add(1, Ordering::Relaxed);
         Self(shared)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }

@@ -10,6 +10,8 @@ mod quickstart;
 mod serve;
 mod traces;
 
+pub use plugin::bytes_of;
+
 use std::process::ExitCode;
 
 use anyhow::Result;

@@ -2,7 +2,6 @@
 
 mod inspect;
 mod run;
-mod services;
 
 use std::process::ExitCode;
 

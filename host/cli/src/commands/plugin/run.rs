@@ -3,17 +3,15 @@
 use std::io::Read as _;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
 use millgate_sandbox::{
     Answer, Arm, ArmRole, CallContext, Capability, Decision, Event, Finding, Held, Interface,
-    Label, MonitorOptions, Origin, Outcome, Report, Sample, Segment, Stage, StageSpec, StateGrant,
+    Label, MonitorOptions, Origin, Outcome, Sample, Segment, Stage, StageSpec, StateGrant,
 };
 use serde_json::{Value, json};
 
-use super::services::RunServices;
 use crate::args::{InterfaceName, PluginRunArgs};
 use crate::{folders, open, words};
 
@@ -54,9 +52,9 @@ pub fn run(args: PluginRunArgs) -> Result<ExitCode> {
     if info.manifest.requests.contains(&Capability::State) {
         spec.grant.state = Some(StateGrant { bytes: STATE_BYTES });
     }
-    let (sender, reports) = channel();
+    let services = Arc::new(MemoryServices::default());
     let begin = Instant::now();
-    let stage = sandbox.load(&bytes, spec, Arc::new(RunServices::new(sender)))?;
+    let stage = sandbox.load(&bytes, spec, services.clone())?;
     let loaded = begin.elapsed();
     let text = text_of(&args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -69,10 +67,13 @@ pub fn run(args: PluginRunArgs) -> Result<ExitCode> {
             Interface::Validation => validate(&stage, &text).await,
             Interface::Evaluation => evaluate(&stage, &text, &args).await,
             Interface::Deployment => route(&stage, &text).await,
-            Interface::Monitoring => observe(&stage, &text, &reports),
+            Interface::Monitoring => observe(&stage, &text, &services).await,
         }
     })?;
     let called = begin.elapsed();
+    for (_, level, line) in services.lines() {
+        eprintln!("log {}: {line}", format!("{level:?}").to_lowercase());
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&told.json)?);
     } else {
@@ -347,7 +348,7 @@ async fn route(stage: &Stage, text: &str) -> Result<Told> {
 }
 
 /// Shows a monitor the events in the text, one JSON object a line, and prints its last report.
-fn observe(stage: &Stage, text: &str, reports: &Receiver<Report>) -> Result<Told> {
+async fn observe(stage: &Stage, text: &str, services: &MemoryServices) -> Result<Told> {
     let events: Vec<Event> = text
         .lines()
         .enumerate()
@@ -375,15 +376,13 @@ fn observe(stage: &Stage, text: &str, reports: &Receiver<Report>) -> Result<Told
         }
     }
     // The first report may come before the last event; the one after a further tick has seen all.
-    let mut last = reports
-        .recv_timeout(REPORT_WAIT)
-        .context("the monitor reported nothing")?;
-    for _ in 0..2 {
-        if let Ok(report) = reports.recv_timeout(Duration::from_millis(500)) {
-            last = report;
-        }
+    let begin = Instant::now();
+    while services.reports().len() < 3 && begin.elapsed() < REPORT_WAIT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     monitor.shutdown(Duration::from_secs(5));
+    let reports = services.reports();
+    let (_, last) = reports.last().context("the monitor reported nothing")?;
     let rows = last.alerts.iter().map(|alert| {
         vec![
             alert.rule.clone(),
