@@ -149,11 +149,12 @@ mod tests {
 
     #[test]
     fn the_samples_of_rfc_8785_come_out_as_it_says() {
-        let value = json!({
+        let sample = r#"{
             "numbers": [333333333.33333329, 1E30, 4.50, 2e-3, 0.000000000000000000000000001],
-            "string": "\u{20ac}$\u{000F}\u{000a}A'\u{0042}\u{0022}\u{005c}\\\"/",
-            "literals": [null, true, false],
-        });
+            "string": "\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/",
+            "literals": [null, true, false]
+        }"#;
+        let value: Value = serde_json::from_str(sample).unwrap();
         assert_eq!(
             text(&value),
             "{\"literals\":[null,true,false],\"numbers\":[333333333.3333333,1e+30,4.5,0.002,1e-27],\
