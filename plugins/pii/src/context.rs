@@ -67,3 +67,40 @@ pub fn words_before(text: &[u8], at: usize) -> impl Iterator<Item = &[u8]> {
     .filter(|word| !word.is_empty())
     .take(TOKENS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<&str> {
+        words_before(text.as_bytes(), text.len())
+            .map(|word| core::str::from_utf8(word).unwrap_or("?"))
+            .collect()
+    }
+
+    #[test]
+    fn the_last_five_tokens_come_last_first() {
+        assert_eq!(
+            words("one two three four five six: "),
+            ["six", "five", "four", "three", "two"]
+        );
+        assert_eq!(words("My e-mail -- (ss#) "), ["ss#", "e-mail", "My"]);
+        assert_eq!(words(""), [""; 0]);
+    }
+
+    #[test]
+    fn a_token_that_begins_beyond_the_reach_does_not_count() {
+        let long = "x".repeat(REACH + 1);
+        assert_eq!(words(&format!("{long} ")), [""; 0]);
+        assert_eq!(words(&format!("{long} tel ")), ["tel"]);
+    }
+
+    #[test]
+    fn words_are_compared_in_either_case() {
+        let set = Words::new(&["téléphone", "tel"], &["Ruf".into()]);
+        assert!(
+            set.contains(b"TEL") && set.contains(b"ruf") && set.contains("Téléphone".as_bytes())
+        );
+        assert!(!set.contains(b"telex") && !set.contains("x".repeat(99).as_bytes()));
+    }
+}

@@ -165,3 +165,34 @@ pub fn next_trigger(bytes: &[u8], from: usize) -> Option<usize> {
         .position(|&byte| trigger(byte))
         .map(|distance| at + distance)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_trigger_is_found_in_and_between_blocks() {
+        for trigger in [b'0', b'9', b'@'] {
+            for at in 0..100 {
+                let mut text = [b'a'; 100];
+                text[at] = trigger;
+                for from in 0..100 {
+                    let expected = (from <= at).then_some(at);
+                    assert_eq!(next_trigger(&text, from), expected);
+                }
+            }
+        }
+        assert_eq!(next_trigger(b"/:A?.-\x80\xff", 0), None);
+        assert_eq!(next_trigger(b"", 7), None);
+    }
+
+    #[test]
+    fn a_look_beyond_the_end_is_remembered_once_and_only_while_more_may_come() {
+        let cursor = Cursor::new(b"ab", false);
+        assert_eq!((cursor.at(1), cursor.take_starved()), (b'b', false));
+        assert_eq!((cursor.at(2), cursor.take_starved()), (0, true));
+        assert!(!cursor.take_starved());
+        let cursor = Cursor::new(b"ab", true);
+        assert_eq!((cursor.at(2), cursor.take_starved()), (0, false));
+    }
+}

@@ -134,7 +134,10 @@ mod guest {
             }
             let start = before * WASM_PAGE;
             if self.grown.end != start {
+                // The first growth, or somebody else's came between. What lies before is left
+                // alone from now on.
                 self.grown.top = start;
+                self.base = start;
             }
             self.grown.end = start + pages * WASM_PAGE;
             self.grown.take(layout)
