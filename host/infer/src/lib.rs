@@ -23,6 +23,7 @@ mod quant;
 mod request;
 mod sampling;
 mod scheduler;
+mod sentencepiece;
 mod sequence;
 #[cfg(test)]
 mod testing;

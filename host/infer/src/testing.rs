@@ -51,6 +51,13 @@ impl GgufBuilder {
         self.key(name, 9, &out)
     }
 
+    pub(crate) fn f32s(self, name: &str, values: &[f32]) -> Self {
+        let mut out = 6u32.to_le_bytes().to_vec();
+        out.extend((values.len() as u64).to_le_bytes());
+        out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self.key(name, 9, &out)
+    }
+
     pub(crate) fn i32s(self, name: &str, values: &[i32]) -> Self {
         let mut out = 5u32.to_le_bytes().to_vec();
         out.extend((values.len() as u64).to_le_bytes());

@@ -14,6 +14,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer as Bpe};
 
 use crate::gguf::{Gguf, Value};
+use crate::sentencepiece::{SPACE, SentencePiece};
 use crate::{Error, Result};
 
 /// `tokenizer.ggml.token_type`: a token that only templates write.
@@ -33,9 +34,17 @@ const END_NAMES: [&str; 8] = [
     "</s>",
 ];
 
+/// `tokenizer.ggml.token_type`: a token that stands for a byte, written `<0x41>`.
+const BYTE: i64 = 6;
+
+enum Encoding {
+    BytePairs(Box<Bpe>),
+    SentencePiece(SentencePiece),
+}
+
 /// A vocabulary and its encoding.
 pub(crate) struct Tokenizer {
-    bpe: Bpe,
+    encoding: Encoding,
     /// Each token's bytes: `bytes[ends[id - 1]..ends[id]]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -52,14 +61,6 @@ pub(crate) struct Tokenizer {
 impl Tokenizer {
     /// Reads the `tokenizer.ggml.*` keys.
     pub(crate) fn read(gguf: &Gguf) -> Result<Self> {
-        match gguf.string("tokenizer.ggml.model")? {
-            "gpt2" => {}
-            other => {
-                return Err(Error::Unsupported(format!(
-                    "the tokenizer `{other}` (`tokenizer.ggml.model`); byte-level BPE (`gpt2`) is supported"
-                )));
-            }
-        }
         let tokens = strings(gguf, "tokenizer.ggml.tokens")?;
         let kinds = match gguf.get("tokenizer.ggml.token_type") {
             None => vec![1; tokens.len()],
@@ -72,18 +73,19 @@ impl Tokenizer {
                 kinds.len()
             )));
         }
-        let split = gguf.optional_string("tokenizer.ggml.pre")?.unwrap_or_else(|| {
-            tracing::warn!("the file does not name its pre-tokenizer (`tokenizer.ggml.pre`): taking GPT-2's");
-            "gpt-2"
-        });
-        let llama3 = matches!(split, "llama-bpe" | "llama3" | "llama-v3");
-        let bpe = byte_pairs(
-            &tokens,
-            &strings(gguf, "tokenizer.ggml.merges")?,
-            pre_tokenizer(split)?,
-            llama3,
-        )?;
-
+        let (encoding, adds_first) = match gguf.string("tokenizer.ggml.model")? {
+            "gpt2" => read_byte_pairs(gguf, &tokens)?,
+            "llama" => (
+                Encoding::SentencePiece(read_pieces(gguf, &tokens, &kinds)?),
+                true,
+            ),
+            other => {
+                return Err(Error::Unsupported(format!(
+                    "the tokenizer `{other}` (`tokenizer.ggml.model`); byte-level BPE (`gpt2`) and SentencePiece \
+                     (`llama`) are supported"
+                )));
+            }
+        };
         let alphabet: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
         let (mut bytes, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new());
         for (id, (token, kind)) in (0u32..).zip(tokens.iter().zip(&kinds)) {
@@ -92,10 +94,18 @@ impl Tokenizer {
                 whole.push(((*token).to_owned(), id, *kind == CONTROL));
             }
             let mut buffer = [0; 4];
-            for c in token.chars() {
-                match alphabet.get(&c) {
-                    Some(byte) if plain => bytes.push(*byte),
-                    _ => bytes.extend_from_slice(c.encode_utf8(&mut buffer).as_bytes()),
+            match &encoding {
+                Encoding::SentencePiece(_) if *kind == BYTE => bytes.extend(byte_of(token)),
+                Encoding::SentencePiece(_) => {
+                    bytes.extend_from_slice(token.replace(SPACE, " ").as_bytes())
+                }
+                Encoding::BytePairs(_) => {
+                    for c in token.chars() {
+                        match alphabet.get(&c) {
+                            Some(byte) if plain => bytes.push(*byte),
+                            _ => bytes.extend_from_slice(c.encode_utf8(&mut buffer).as_bytes()),
+                        }
+                    }
                 }
             }
             ends.push(bytes.len());
@@ -126,14 +136,14 @@ impl Tokenizer {
         end.dedup();
         let add_first = gguf
             .optional_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(llama3);
+            .unwrap_or(adds_first);
         let longest = ends
             .iter()
             .scan(0, |start, end| Some(end - std::mem::replace(start, *end)))
             .max()
             .unwrap_or(1);
         Ok(Self {
-            bpe,
+            encoding,
             bytes,
             ends,
             whole,
@@ -211,6 +221,13 @@ impl Tokenizer {
         out
     }
 
+    /// Token ids of a text that goes on after another; nothing in it is special.
+    pub(crate) fn encode_rest(&self, text: &str) -> Vec<u32> {
+        let mut out = Vec::new();
+        self.encode_plain(text, false, &mut out);
+        out
+    }
+
     /// Cuts a text at its whole tokens, and encodes what lies between them as `clean` gives it back.
     pub(crate) fn encode_parts<'t>(
         &self,
@@ -228,7 +245,7 @@ impl Tokenizer {
                 .find(|(token, _, control)| (special || !control) && rest.starts_with(token));
             match found {
                 Some((token, id, _)) => {
-                    self.encode_plain(&clean(&text[start..at]), out);
+                    self.encode_plain(&clean(&text[start..at]), true, out);
                     out.push(*id);
                     at += token.len();
                     start = at;
@@ -236,17 +253,22 @@ impl Tokenizer {
                 None => at += rest.chars().next().map_or(1, char::len_utf8),
             }
         }
-        self.encode_plain(&clean(&text[start..]), out);
+        self.encode_plain(&clean(&text[start..]), true, out);
     }
 
-    fn encode_plain(&self, text: &str, out: &mut Vec<u32>) {
+    /// Encodes what holds no whole token. `beginning`: it is not the rest of another text. What follows a whole
+    /// token begins anew, as in the models' own training code.
+    fn encode_plain(&self, text: &str, beginning: bool, out: &mut Vec<u32>) {
         if text.is_empty() {
             return;
         }
-        match self.bpe.encode_fast(text, false) {
-            Ok(encoding) => out.extend_from_slice(encoding.get_ids()),
-            // Byte-pair encoding without dropout has no way to fail; the type says that it might.
-            Err(error) => tracing::error!(%error, "a text could not be encoded"),
+        match &self.encoding {
+            Encoding::SentencePiece(pieces) => pieces.encode(text, beginning, out),
+            Encoding::BytePairs(bpe) => match bpe.encode_fast(text, false) {
+                Ok(encoding) => out.extend_from_slice(encoding.get_ids()),
+                // Byte-pair encoding without dropout has no way to fail; the type says that it might.
+                Err(error) => tracing::error!(%error, "a text could not be encoded"),
+            },
         }
     }
 
@@ -257,8 +279,77 @@ impl Tokenizer {
             .flat_map(|id| self.token_bytes(*id))
             .copied()
             .collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let text = String::from_utf8_lossy(&bytes);
+        match &self.encoding {
+            // The space that was put before the text.
+            Encoding::SentencePiece(pieces) if pieces.prefix() => {
+                text.strip_prefix(' ').unwrap_or(&text).to_owned()
+            }
+            _ => text.into_owned(),
+        }
     }
+}
+
+/// Byte-level BPE; and whether models with it want a token before a text when the file does not say.
+fn read_byte_pairs(gguf: &Gguf, tokens: &[&str]) -> Result<(Encoding, bool)> {
+    let split = gguf
+        .optional_string("tokenizer.ggml.pre")?
+        .unwrap_or_else(|| {
+            tracing::warn!(
+                "the file does not name its pre-tokenizer (`tokenizer.ggml.pre`): taking GPT-2's"
+            );
+            "gpt-2"
+        });
+    let llama3 = matches!(split, "llama-bpe" | "llama3" | "llama-v3");
+    let bpe = byte_pairs(
+        tokens,
+        &strings(gguf, "tokenizer.ggml.merges")?,
+        pre_tokenizer(split)?,
+        llama3,
+    )?;
+    Ok((Encoding::BytePairs(Box::new(bpe)), llama3))
+}
+
+/// SentencePiece: pieces with scores, and tokens for bytes.
+fn read_pieces(gguf: &Gguf, tokens: &[&str], kinds: &[i64]) -> Result<SentencePiece> {
+    const KEY: &str = "tokenizer.ggml.scores";
+    let scores = gguf.array(KEY)?.iter().map(|value| match value {
+        Value::Float(score) if !score.is_nan() => Ok(*score as f32),
+        _ => Err(Error::Gguf(format!(
+            "the key `{KEY}` is not an array of numbers"
+        ))),
+    });
+    let scores = scores.collect::<Result<Vec<f32>>>()?;
+    if scores.len() != tokens.len() {
+        let found = scores.len();
+        return Err(Error::Gguf(format!(
+            "`{KEY}` has {found} entries for {} tokens",
+            tokens.len()
+        )));
+    }
+    // Type 1: a piece that text becomes.
+    let of_kind = |wanted: i64| {
+        let all = (0u32..).zip(tokens.iter().zip(kinds));
+        all.filter(move |(_, (_, kind))| **kind == wanted)
+            .map(|(id, (token, _))| (*token, id))
+    };
+    let pieces = of_kind(1)
+        .map(|(token, id)| (token.to_owned(), id))
+        .collect();
+    let bytes = of_kind(BYTE)
+        .filter_map(|(token, id)| Some((byte_of(token)?, id)))
+        .collect();
+    let unknown = gguf.optional_u32("tokenizer.ggml.unknown_token_id")?;
+    let unknown = unknown.filter(|id| (*id as usize) < tokens.len());
+    let prefix = gguf
+        .optional_bool("tokenizer.ggml.add_space_prefix")?
+        .unwrap_or(true);
+    Ok(SentencePiece::new(pieces, scores, bytes, unknown, prefix))
+}
+
+/// The byte that `<0x41>` stands for.
+fn byte_of(token: &str) -> Option<u8> {
+    u8::from_str_radix(token.strip_prefix("<0x")?.strip_suffix('>')?, 16).ok()
 }
 
 /// An array of strings.
@@ -407,10 +498,49 @@ mod tests {
         assert_eq!(tokenizer.decode(&[258, 97, 100_000]), "a");
     }
 
+    #[derive(serde::Deserialize)]
+    struct Pieces {
+        tokens: Vec<String>,
+        scores: Vec<f32>,
+        types: Vec<i32>,
+        rows: Vec<(String, Vec<u32>)>,
+    }
+
+    /// The values are SentencePiece's own: see `tests/golden/make_golden.py`.
+    #[test]
+    fn sentencepiece_gives_the_references_ids_on_five_hundred_strings() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/golden/pieces.json.gz"
+        );
+        let file = flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap());
+        let golden: Pieces = serde_json::from_reader(std::io::BufReader::new(file)).unwrap();
+        let file = GgufBuilder::new()
+            .string("tokenizer.ggml.model", "llama")
+            .strings("tokenizer.ggml.tokens", &golden.tokens)
+            .f32s("tokenizer.ggml.scores", &golden.scores)
+            .i32s("tokenizer.ggml.token_type", &golden.types)
+            .u32("tokenizer.ggml.bos_token_id", 1)
+            .u32("tokenizer.ggml.eos_token_id", 2)
+            .u32("tokenizer.ggml.unknown_token_id", 0);
+        let tokenizer = Tokenizer::read(&open(&file.build()).unwrap()).unwrap();
+        assert!(golden.rows.len() == 500 && tokenizer.first() == Some(1));
+        for (text, ids) in &golden.rows {
+            assert_eq!(&tokenizer.encode(text, false), ids, "{text:?}");
+            assert_eq!(&tokenizer.decode(ids), text);
+        }
+        assert_eq!(tokenizer.encode("<s>the", true)[0], 1);
+        assert_eq!(
+            tokenizer.encode_rest(" the"),
+            tokenizer.encode("the", false)
+        );
+    }
+
     #[test]
     fn an_unknown_tokenizer_is_named() {
         let file = GgufBuilder::new()
             .string("tokenizer.ggml.model", "rwkv")
+            .strings("tokenizer.ggml.tokens", &["a"])
             .build();
         let error = Tokenizer::read(&open(&file).unwrap())
             .err()
