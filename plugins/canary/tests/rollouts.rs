@@ -2,7 +2,7 @@
 
 use millgate_plugin_canary::Canary;
 use millgate_sdk::prelude::*;
-use millgate_sdk::testing::MockContext;
+use millgate_sdk::testing::{MockContext, assert_manifest};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -391,4 +391,14 @@ fn configs_that_cannot_work_are_refused_by_key() {
         let error = Canary::configure(serde_json::from_str(config).unwrap()).unwrap_err();
         assert_eq!(error.code, code, "{config}");
     }
+}
+
+#[test]
+fn the_manifest_and_its_defaults_hold() {
+    assert_manifest::<Canary>(&serde_json::json!({}));
+    assert_manifest::<Canary>(&serde_json::json!({
+        "steps": [0.01, 1],
+        "pins": [{"feature": "tenant", "value": "testers", "arm": "candidate"}],
+        "metrics": [{"name": "score.helpful", "better": "higher", "ratio": 0.95, "limit": 0.5}],
+    }));
 }

@@ -4,6 +4,7 @@ use millgate_plugin_drift::Drift;
 use millgate_plugin_drift::comparison;
 use millgate_plugin_drift::sketch::Sketch;
 use millgate_sdk::prelude::*;
+use millgate_sdk::testing::assert_manifest;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -284,4 +285,33 @@ fn a_shift_of_a_third_of_a_deviation_is_found_at_500_values() {
         .count();
     println!("found: {found} of 200");
     assert!(found >= 190, "{found} of 200");
+}
+
+#[test]
+fn the_manifest_and_its_defaults_hold() {
+    assert_manifest::<Drift>(&serde_json::json!({}));
+    assert_manifest::<Drift>(&serde_json::json!({
+        "only": {"arm": "stable"},
+        "thresholds": {"psi": {"warning": 0.2, "critical": 0.3}},
+        "baseline": {
+            "latency-ms": {"edges": [100, 200.5], "counts": [1, 2, 3]},
+            "finish-reason": {"counts": {"stop": 9}},
+        },
+    }));
+}
+
+#[test]
+fn a_state_stays_small_at_any_rate() {
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    let mut plugin = plugin(CONFIG);
+    for minute in 0..20u64 {
+        let events = (0..20_000).map(|n| {
+            let latency = 400.0 * normal(&mut random).exp();
+            event(minute * 60_000 + n * 3, latency, "pass")
+        });
+        plugin.observe(events.collect()).unwrap();
+    }
+    let bytes = plugin.save().unwrap().len();
+    println!("{bytes} bytes");
+    assert!(bytes < 128 * 1024, "{bytes}");
 }

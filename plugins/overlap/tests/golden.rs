@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use millgate_plugin_overlap::Overlap;
 use millgate_sdk::prelude::*;
-use millgate_sdk::testing::MockContext;
+use millgate_sdk::testing::{MockContext, assert_manifest};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -155,4 +155,12 @@ fn only_the_metrics_asked_for_are_scored() {
         .collect();
     assert_eq!(names, [("exact-match", 0.0), ("rouge-l", 1.0)]);
     assert!(scored.aggregate.is_empty());
+}
+
+#[test]
+fn the_manifest_and_its_defaults_hold() {
+    assert_manifest::<Overlap>(&serde_json::json!({}));
+    assert_manifest::<Overlap>(
+        &serde_json::json!({"metrics": ["bleu"], "exact-match": "trim", "chrf-word-order": 2}),
+    );
 }

@@ -16,7 +16,11 @@ pub fn lone_surrogate(json: &str) -> Option<usize> {
     while let Some(found) = bytes[at..].iter().position(|&byte| byte == b'\\') {
         let start = at + found;
         match surrogate(bytes, start) {
-            Some(0xd800..=0xdbff) if matches!(surrogate(bytes, start + 6), Some(0xdc00..=0xdfff)) => at = start + 12,
+            Some(0xd800..=0xdbff)
+                if matches!(surrogate(bytes, start + 6), Some(0xdc00..=0xdfff)) =>
+            {
+                at = start + 12
+            }
             Some(0xd800..=0xdfff) => return Some(start),
             // Whatever is escaped is one byte at least; `\\` is skipped as a whole.
             _ => at = (start + 2).min(bytes.len()),
@@ -28,7 +32,9 @@ pub fn lone_surrogate(json: &str) -> Option<usize> {
 /// The code unit of a `\uXXXX` escape that begins here.
 fn surrogate(bytes: &[u8], at: usize) -> Option<u32> {
     let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
-    digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)?))
+    digits.iter().try_fold(0, |unit, &digit| {
+        Some(unit << 4 | char::from(digit).to_digit(16)?)
+    })
 }
 
 /// Checks that the text is JSON and that no object has a name twice. Two readers of such a body may
@@ -134,10 +140,22 @@ mod tests {
     #[test]
     fn a_name_given_twice_is_found_at_any_depth() {
         assert!(check_names(r#"{"a":[{"b":1,"c":{"b":null}},true,1.5,-1,"x"],"b":2}"#).is_ok());
-        assert!(check_names(r#"[{"a":{"b":1,"b":2}}]"#).unwrap_err().contains("twice"));
+        assert!(
+            check_names(r#"[{"a":{"b":1,"b":2}}]"#)
+                .unwrap_err()
+                .contains("twice")
+        );
         // Escapes do not hide it.
-        assert!(check_names(r#"{"ab":1,"\u0061b":2}"#).unwrap_err().contains("twice"));
+        assert!(
+            check_names(r#"{"ab":1,"\u0061b":2}"#)
+                .unwrap_err()
+                .contains("twice")
+        );
         assert!(check_names("{} x").is_err());
-        assert!(check_names(&"[".repeat(100_000)).unwrap_err().contains("recursion"));
+        assert!(
+            check_names(&"[".repeat(100_000))
+                .unwrap_err()
+                .contains("recursion")
+        );
     }
 }

@@ -29,8 +29,20 @@ pub struct Roles {
 
 impl Default for Roles {
     fn default() -> Self {
-        let allowed = ["system", "developer", "user", "assistant", "tool", "function"];
-        Self { allowed: allowed.map(String::from).to_vec(), system_first: false, alternate: false, last: Vec::new() }
+        let allowed = [
+            "system",
+            "developer",
+            "user",
+            "assistant",
+            "tool",
+            "function",
+        ];
+        Self {
+            allowed: allowed.map(String::from).to_vec(),
+            system_first: false,
+            alternate: false,
+            last: Vec::new(),
+        }
     }
 }
 
@@ -51,11 +63,17 @@ impl Sizes {
     /// Checks the number of messages, where there are messages.
     pub fn check_count(&self, count: usize) -> Option<Broken> {
         let most = self.max_messages.filter(|most| count as u64 > *most)?;
-        broken("max-messages", format!("{count} messages are too many: at most {most} are allowed"))
+        broken(
+            "max-messages",
+            format!("{count} messages are too many: at most {most} are allowed"),
+        )
     }
 
     /// Checks the texts, given as path and text.
-    pub fn check_texts<'a>(&self, texts: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Broken> {
+    pub fn check_texts<'a>(
+        &self,
+        texts: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Option<Broken> {
         if self.max_message_chars.is_none() && self.max_total_chars.is_none() {
             return None;
         }
@@ -64,11 +82,19 @@ impl Sizes {
             let length = text.chars().count() as u64;
             total += length;
             if let Some(most) = self.max_message_chars.filter(|most| length > *most) {
-                return broken("max-message-chars", format!("the text at {path} has {length} characters: at most {most} are allowed"));
+                return broken(
+                    "max-message-chars",
+                    format!(
+                        "the text at {path} has {length} characters: at most {most} are allowed"
+                    ),
+                );
             }
         }
         let most = self.max_total_chars.filter(|most| total > *most)?;
-        broken("max-total-chars", format!("all texts together have {total} characters: at most {most} are allowed"))
+        broken(
+            "max-total-chars",
+            format!("all texts together have {total} characters: at most {most} are allowed"),
+        )
     }
 }
 
@@ -82,21 +108,40 @@ impl Roles {
             let role = message.role.as_str();
             if !self.allowed.iter().any(|allowed| allowed == role) {
                 let allowed = self.allowed.join(", ");
-                return broken("role", format!("the role of message {index} is not allowed: it must be one of {allowed}"));
+                return broken(
+                    "role",
+                    format!(
+                        "the role of message {index} is not allowed: it must be one of {allowed}"
+                    ),
+                );
             }
             if self.system_first && begun && is_system(role) {
-                return broken("system-first", format!("message {index} is a {role} message: those come before all others"));
+                return broken(
+                    "system-first",
+                    format!("message {index} is a {role} message: those come before all others"),
+                );
             }
             begun |= !is_system(role);
             if self.alternate && role == previous && matches!(role, "user" | "assistant") {
-                return broken("alternate", format!("message {index} follows another {role} message: user and assistant take turns"));
+                return broken(
+                    "alternate",
+                    format!(
+                        "message {index} follows another {role} message: user and assistant take turns"
+                    ),
+                );
             }
             previous = role;
         }
         if self.last.is_empty() || self.last.iter().any(|last| last == previous) {
             return None;
         }
-        broken("last-role", format!("the last message must be of role {}", self.last.join(" or ")))
+        broken(
+            "last-role",
+            format!(
+                "the last message must be of role {}",
+                self.last.join(" or ")
+            ),
+        )
     }
 }
 
@@ -105,7 +150,10 @@ mod tests {
     use super::*;
 
     fn messages(roles: &[&str]) -> Vec<Message> {
-        let json: Vec<String> = roles.iter().map(|role| format!(r#"{{"role":"{role}","content":["x",1]}}"#)).collect();
+        let json: Vec<String> = roles
+            .iter()
+            .map(|role| format!(r#"{{"role":"{role}","content":["x",1]}}"#))
+            .collect();
         serde_json::from_str(&format!("[{}]", json.join(","))).unwrap()
     }
 
@@ -123,7 +171,13 @@ mod tests {
         assert_eq!(rule(first, &["system", "developer", "user"]), None);
         assert_eq!(rule(first, &["user", "system"]), Some("system-first"));
         let turns = r#"{"alternate": true}"#;
-        assert_eq!(rule(turns, &["system", "user", "assistant", "tool", "assistant", "user"]), None);
+        assert_eq!(
+            rule(
+                turns,
+                &["system", "user", "assistant", "tool", "assistant", "user"]
+            ),
+            None
+        );
         assert_eq!(rule(turns, &["user", "user"]), Some("alternate"));
         let last = r#"{"last": ["user", "tool"]}"#;
         assert_eq!(rule(last, &["assistant", "user"]), None);
@@ -133,9 +187,14 @@ mod tests {
 
     #[test]
     fn sizes_are_in_characters() {
-        let sizes: Sizes = serde_json::from_str(r#"{"max-messages": 2, "max-message-chars": 3, "max-total-chars": 5}"#).unwrap();
+        let sizes: Sizes = serde_json::from_str(
+            r#"{"max-messages": 2, "max-message-chars": 3, "max-total-chars": 5}"#,
+        )
+        .unwrap();
         let check = |texts: &[&str]| {
-            sizes.check_texts(texts.iter().map(|text| ("/messages/0/content", *text))).map(|broken| broken.rule)
+            sizes
+                .check_texts(texts.iter().map(|text| ("/messages/0/content", *text)))
+                .map(|broken| broken.rule)
         };
         assert_eq!(check(&["äöü", "ab"]), None);
         assert_eq!(check(&["äöüß"]), Some("max-message-chars"));

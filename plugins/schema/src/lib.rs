@@ -98,7 +98,10 @@ impl Verdict {
         } else {
             Outcome::Accept
         };
-        Judgement { outcome, findings: self.findings }
+        Judgement {
+            outcome,
+            findings: self.findings,
+        }
     }
 }
 
@@ -106,7 +109,9 @@ impl Schema {
     fn judge(&self, sample: &Sample) -> Judgement {
         let mut verdict = Verdict::default();
         if let Some(offset) = body::lone_surrogate(&sample.body) {
-            let text = format!("the JSON has half a surrogate pair at byte {offset}, which is no character");
+            let text = format!(
+                "the JSON has half a surrogate pair at byte {offset}, which is no character"
+            );
             verdict.refuse("surrogate", text);
             // Nothing else can read it.
             return verdict.judgement();
@@ -120,7 +125,10 @@ impl Schema {
         if sample.origin == Origin::Request {
             self.chat(sample, &mut verdict);
         }
-        let texts = sample.segments.iter().map(|segment| (segment.path.as_str(), segment.text.as_str()));
+        let texts = sample
+            .segments
+            .iter()
+            .map(|segment| (segment.path.as_str(), segment.text.as_str()));
         verdict.broken(self.config.sizes.check_texts(texts));
         for segment in &sample.segments {
             self.text(segment, sample.origin, &mut verdict);
@@ -138,12 +146,16 @@ impl Schema {
     /// The rules of roles and of the number of messages.
     fn chat(&self, sample: &Sample, verdict: &mut Verdict) {
         match serde_json::from_str::<body::Chat>(&sample.body) {
-            Ok(body::Chat { messages: Some(messages) }) => {
+            Ok(body::Chat {
+                messages: Some(messages),
+            }) => {
                 verdict.broken(self.config.sizes.check_count(messages.len()));
                 verdict.broken(self.config.roles.check(&messages));
             }
             Ok(_) => {}
-            Err(error) => verdict.refuse("messages", format!("the messages cannot be read: {error}")),
+            Err(error) => {
+                verdict.refuse("messages", format!("the messages cannot be read: {error}"))
+            }
         }
     }
 
@@ -160,7 +172,10 @@ impl Schema {
                 if count == 0 || policy == Policy::Allow {
                     continue;
                 }
-                let found = format!("{count} {} in the text at {path}, the first at byte {first}", flaw.name().replace('-', " "));
+                let found = format!(
+                    "{count} {} in the text at {path}, the first at byte {first}",
+                    flaw.name().replace('-', " ")
+                );
                 match policy {
                     Policy::Repair if self.config.repairs() => {
                         removes[flaw as usize] = true;
@@ -171,7 +186,9 @@ impl Schema {
                 }
             }
             if removes.contains(&true) {
-                text = Some(unicode::repaired(&segment.text, |flaw| removes[flaw as usize]));
+                text = Some(unicode::repaired(&segment.text, |flaw| {
+                    removes[flaw as usize]
+                }));
             }
         }
         if self.config.normalises() {
@@ -179,7 +196,10 @@ impl Schema {
             if is_nfc_quick(present.chars()) != IsNormalized::Yes {
                 let normal: String = present.nfc().collect();
                 if normal != present {
-                    verdict.note("not-normal", format!("the text at {path} is not in normal form C; normalised"));
+                    verdict.note(
+                        "not-normal",
+                        format!("the text at {path} is not in normal form C; normalised"),
+                    );
                     text = Some(normal);
                 }
             }
@@ -192,7 +212,10 @@ impl Schema {
             check(schema, "text-schema", &path, present, verdict);
         }
         if let Some(text) = text {
-            verdict.repairs.push(Repair { path: segment.path.clone(), text });
+            verdict.repairs.push(Repair {
+                path: segment.path.clone(),
+                text,
+            });
         }
     }
 }

@@ -97,7 +97,10 @@ impl Flaws {
 pub fn flaws(text: &str) -> Flaws {
     let mut flaws = Flaws::default();
     // Nearly every text: printable ASCII and line ends.
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r')) {
+    if text
+        .bytes()
+        .all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r'))
+    {
         return flaws;
     }
     let mut scan = Scan::default();
@@ -116,7 +119,9 @@ pub fn flaws(text: &str) -> Flaws {
 /// The text without the characters whose flaw `removes` names.
 fn without(text: &str, removes: &impl Fn(Flaw) -> bool) -> String {
     let mut scan = Scan::default();
-    text.chars().filter(|&character| !scan.next(character).is_some_and(removes)).collect()
+    text.chars()
+        .filter(|&character| !scan.next(character).is_some_and(removes))
+        .collect()
 }
 
 /// The text without the flaws that `removes` names. What stood behind a removed character may be a
@@ -125,7 +130,10 @@ pub fn repaired(text: &str, removes: impl Fn(Flaw) -> bool) -> String {
     let mut text = without(text, &removes);
     loop {
         let found = flaws(&text);
-        if !Flaw::ALL.iter().any(|flaw| removes(*flaw) && found.of(*flaw).0 > 0) {
+        if !Flaw::ALL
+            .iter()
+            .any(|flaw| removes(*flaw) && found.of(*flaw).0 > 0)
+        {
             return text;
         }
         text = without(&text, &removes);
@@ -153,7 +161,9 @@ impl Scan {
             '\u{fffd}' => Some(Flaw::Replacement),
             '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => Some(Flaw::Bidi),
             // Between letters of ASCII these join and part nothing; elsewhere a script may need them.
-            '\u{200b}'..='\u{200d}' => previous.is_none_or(|before| before.is_ascii()).then_some(Flaw::ZeroWidth),
+            '\u{200b}'..='\u{200d}' => previous
+                .is_none_or(|before| before.is_ascii())
+                .then_some(Flaw::ZeroWidth),
             '\u{180e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' => Some(Flaw::ZeroWidth),
             '\u{e0000}'..='\u{e007f}' => {
                 self.in_flag = in_flag && character != '\u{e007f}';
@@ -161,7 +171,8 @@ impl Scan {
             }
             '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}' => {
                 let varies = previous.is_some_and(|before| {
-                    let selects = matches!(before, '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}');
+                    let selects =
+                        matches!(before, '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}');
                     // Digits, # and * become key caps.
                     !selects && (!before.is_ascii() || matches!(before, '0'..='9' | '#' | '*'))
                 });
@@ -181,7 +192,10 @@ mod tests {
 
     fn kinds(text: &str) -> Vec<Flaw> {
         let flaws = flaws(text);
-        Flaw::ALL.into_iter().filter(|flaw| flaws.of(*flaw).0 > 0).collect()
+        Flaw::ALL
+            .into_iter()
+            .filter(|flaw| flaws.of(*flaw).0 > 0)
+            .collect()
     }
 
     #[test]
@@ -232,5 +246,4 @@ mod tests {
             }
         }
     }
-
 }

@@ -13,11 +13,26 @@ use super::{Id, Keyword, Properties, Schema, SchemaError, Types};
 
 /// Keywords whose value is one subschema, many, or many by name; for finding `$id` and `$anchor`.
 const ONE: [&str; 11] = [
-    "additionalProperties", "propertyNames", "items", "contains", "not", "if", "then", "else",
-    "unevaluatedItems", "unevaluatedProperties", "contentSchema",
+    "additionalProperties",
+    "propertyNames",
+    "items",
+    "contains",
+    "not",
+    "if",
+    "then",
+    "else",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "contentSchema",
 ];
 const MANY: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
-const NAMED: [&str; 5] = ["properties", "patternProperties", "dependentSchemas", "$defs", "definitions"];
+const NAMED: [&str; 5] = [
+    "properties",
+    "patternProperties",
+    "dependentSchemas",
+    "$defs",
+    "definitions",
+];
 
 /// Compiles one document.
 pub(super) struct Compiler<'a> {
@@ -37,18 +52,31 @@ struct Place<'p> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(document: &'a Value) -> Self {
-        Self { document, nodes: Vec::new(), places: BTreeMap::new(), names: BTreeMap::new() }
+        Self {
+            document,
+            nodes: Vec::new(),
+            places: BTreeMap::new(),
+            names: BTreeMap::new(),
+        }
     }
 
     pub(super) fn compile(mut self) -> Result<Schema, SchemaError> {
         if let Some(version) = self.document.get("$schema")
-            && !version.as_str().is_some_and(|uri| uri.trim_end_matches('#').ends_with("draft/2020-12/schema"))
+            && !version
+                .as_str()
+                .is_some_and(|uri| uri.trim_end_matches('#').ends_with("draft/2020-12/schema"))
         {
-            return Err(error("/$schema", "only https://json-schema.org/draft/2020-12/schema is supported; leave it out or convert the schema"));
+            return Err(error(
+                "/$schema",
+                "only https://json-schema.org/draft/2020-12/schema is supported; leave it out or convert the schema",
+            ));
         }
         self.find_names(self.document, "", "");
         let root = self.place("")?;
-        Ok(Schema { nodes: self.nodes, root })
+        Ok(Schema {
+            nodes: self.nodes,
+            root,
+        })
     }
 
     /// Notes where `$id` and `$anchor` are.
@@ -64,7 +92,8 @@ impl<'a> Compiler<'a> {
         }
         for keyword in ["$anchor", "$dynamicAnchor"] {
             if let Some(anchor) = members.get(keyword).and_then(Value::as_str) {
-                self.names.insert(format!("{base}#{anchor}"), path.to_string());
+                self.names
+                    .insert(format!("{base}#{anchor}"), path.to_string());
             }
         }
         for (keyword, value) in members {
@@ -89,8 +118,16 @@ impl<'a> Compiler<'a> {
 
     /// The identifier of the resource that a place belongs to.
     fn base_of(&self, path: &str) -> String {
-        let of = |place: &str| path == place || path.strip_prefix(place).is_some_and(|rest| rest.starts_with('/'));
-        let resources = self.names.iter().filter(|(name, place)| !name.contains('#') && of(place));
+        let of = |place: &str| {
+            path == place
+                || path
+                    .strip_prefix(place)
+                    .is_some_and(|rest| rest.starts_with('/'))
+        };
+        let resources = self
+            .names
+            .iter()
+            .filter(|(name, place)| !name.contains('#') && of(place));
         let nearest = resources.max_by_key(|(_, place)| place.len());
         nearest.map_or_else(String::new, |(name, _)| name.clone())
     }
@@ -111,14 +148,24 @@ impl<'a> Compiler<'a> {
             Value::Bool(false) => [Keyword::Nothing].into(),
             Value::Object(members) => {
                 let base = self.base_of(path);
-                self.keywords(members, &Place { path: path.to_string(), base: &base })?
+                self.keywords(
+                    members,
+                    &Place {
+                        path: path.to_string(),
+                        base: &base,
+                    },
+                )?
             }
             _ => return Err(error(path, "a schema is an object, `true` or `false`")),
         };
         Ok(id)
     }
 
-    fn keywords(&mut self, members: &Map<String, Value>, place: &Place<'_>) -> Result<Vec<Keyword>, SchemaError> {
+    fn keywords(
+        &mut self,
+        members: &Map<String, Value>,
+        place: &Place<'_>,
+    ) -> Result<Vec<Keyword>, SchemaError> {
         let mut keywords = Vec::new();
         for (name, value) in members {
             let path = format!("{}/{}", place.path, escape(name));
@@ -128,7 +175,10 @@ impl<'a> Compiler<'a> {
         keywords.extend(self.items(members, &place.path)?);
         // What is unevaluated is known when all others have been looked at.
         keywords.sort_by_key(|keyword| {
-            matches!(keyword, Keyword::UnevaluatedItems(_) | Keyword::UnevaluatedProperties(_))
+            matches!(
+                keyword,
+                Keyword::UnevaluatedItems(_) | Keyword::UnevaluatedProperties(_)
+            )
         });
         Ok(keywords)
     }
@@ -145,7 +195,10 @@ impl<'a> Compiler<'a> {
         Ok(Some(match name {
             "$ref" => Keyword::Ref(self.reference(value, path, base)?),
             "$dynamicRef" | "$recursiveRef" => {
-                return Err(error(path, "references that depend on the caller are not supported; use `$ref`"));
+                return Err(error(
+                    path,
+                    "references that depend on the caller are not supported; use `$ref`",
+                ));
             }
             "type" => Keyword::Type(types(value, path)?),
             "enum" => Keyword::Enum(array(value, path)?.clone()),
@@ -170,8 +223,13 @@ impl<'a> Compiler<'a> {
             "uniqueItems" => return Ok(boolean(value, path)?.then_some(Keyword::UniqueItems)),
             "contains" => Keyword::Contains {
                 item: self.place(path)?,
-                min: siblings.get("minContains").map_or(Ok(1), |value| count(value, path))?,
-                max: siblings.get("maxContains").map(|value| count(value, path)).transpose()?,
+                min: siblings
+                    .get("minContains")
+                    .map_or(Ok(1), |value| count(value, path))?,
+                max: siblings
+                    .get("maxContains")
+                    .map(|value| count(value, path))
+                    .transpose()?,
             },
             "maxProperties" => Keyword::MaxProperties(count(value, path)?),
             "minProperties" => Keyword::MinProperties(count(value, path)?),
@@ -185,7 +243,12 @@ impl<'a> Compiler<'a> {
                 Keyword::DependentRequired(names)
             }
             "dependentSchemas" => Keyword::DependentSchemas(self.named(value, path)?),
-            "dependencies" => return Err(error(path, "in 2020-12 this is `dependentRequired` or `dependentSchemas`")),
+            "dependencies" => {
+                return Err(error(
+                    path,
+                    "in 2020-12 this is `dependentRequired` or `dependentSchemas`",
+                ));
+            }
             "allOf" => Keyword::AllOf(self.listed(value, path)?),
             "anyOf" => Keyword::AnyOf(self.listed(value, path)?),
             "oneOf" => Keyword::OneOf(self.listed(value, path)?),
@@ -193,10 +256,17 @@ impl<'a> Compiler<'a> {
             "if" => {
                 let parent = path.strip_suffix("/if").unwrap_or(path);
                 let mut branch = |name: &str| {
-                    siblings.contains_key(name).then(|| self.place(&format!("{parent}/{name}"))).transpose()
+                    siblings
+                        .contains_key(name)
+                        .then(|| self.place(&format!("{parent}/{name}")))
+                        .transpose()
                 };
                 let (then, otherwise) = (branch("then")?, branch("else")?);
-                Keyword::If { condition: self.place(path)?, then, otherwise }
+                Keyword::If {
+                    condition: self.place(path)?,
+                    then,
+                    otherwise,
+                }
             }
             "unevaluatedItems" => Keyword::UnevaluatedItems(self.place(path)?),
             "unevaluatedProperties" => Keyword::UnevaluatedProperties(self.place(path)?),
@@ -204,7 +274,11 @@ impl<'a> Compiler<'a> {
         }))
     }
 
-    fn properties(&mut self, members: &Map<String, Value>, path: &str) -> Result<Option<Keyword>, SchemaError> {
+    fn properties(
+        &mut self,
+        members: &Map<String, Value>,
+        path: &str,
+    ) -> Result<Option<Keyword>, SchemaError> {
         let mut properties = Properties::default();
         let mut any = false;
         if let Some(value) = members.get("properties") {
@@ -225,7 +299,11 @@ impl<'a> Compiler<'a> {
         Ok(any.then_some(Keyword::Properties(properties)))
     }
 
-    fn items(&mut self, members: &Map<String, Value>, path: &str) -> Result<Option<Keyword>, SchemaError> {
+    fn items(
+        &mut self,
+        members: &Map<String, Value>,
+        path: &str,
+    ) -> Result<Option<Keyword>, SchemaError> {
         let mut prefix = Vec::new();
         if let Some(value) = members.get("prefixItems") {
             prefix = self.listed(value, &format!("{path}/prefixItems"))?;
@@ -233,7 +311,10 @@ impl<'a> Compiler<'a> {
         let rest = match members.get("items") {
             None => None,
             Some(Value::Array(_)) => {
-                return Err(error(&format!("{path}/items"), "is a list: in 2020-12 that is `prefixItems`"));
+                return Err(error(
+                    &format!("{path}/items"),
+                    "is a list: in 2020-12 that is `prefixItems`",
+                ));
             }
             Some(_) => Some(self.place(&format!("{path}/items"))?),
         };
@@ -246,12 +327,21 @@ impl<'a> Compiler<'a> {
         if count == 0 {
             return Err(error(path, "needs at least one schema"));
         }
-        (0..count).map(|index| self.place(&format!("{path}/{index}"))).collect()
+        (0..count)
+            .map(|index| self.place(&format!("{path}/{index}")))
+            .collect()
     }
 
     fn named(&mut self, value: &Value, path: &str) -> Result<BTreeMap<String, Id>, SchemaError> {
         let names = object(value, path)?.keys();
-        names.map(|name| Ok((name.clone(), self.place(&format!("{path}/{}", escape(name)))?))).collect()
+        names
+            .map(|name| {
+                Ok((
+                    name.clone(),
+                    self.place(&format!("{path}/{}", escape(name)))?,
+                ))
+            })
+            .collect()
     }
 
     /// The target of a `$ref`: a place or an anchor of this document.
@@ -263,13 +353,18 @@ impl<'a> Compiler<'a> {
             "" => self.names.get(&resource).cloned(),
             _ if fragment.starts_with('/') => {
                 let pointer = decode(fragment);
-                self.names.get(&resource).map(|place| format!("{place}{pointer}"))
+                self.names
+                    .get(&resource)
+                    .map(|place| format!("{place}{pointer}"))
             }
             _ => self.names.get(&format!("{resource}#{fragment}")).cloned(),
         };
         match place.filter(|place| self.document.pointer(place).is_some()) {
             Some(place) => self.place(&place),
-            None => Err(error(path, "refers to nothing in this schema; other documents are not fetched, put them under `$defs`")),
+            None => Err(error(
+                path,
+                "refers to nothing in this schema; other documents are not fetched, put them under `$defs`",
+            )),
         }
     }
 }
@@ -279,18 +374,25 @@ fn resolve(base: &str, reference: &str) -> String {
     if reference.is_empty() {
         return base.to_string();
     }
-    let is_absolute = reference.find(':').is_some_and(|colon| !reference[..colon].contains('/'));
+    let is_absolute = reference
+        .find(':')
+        .is_some_and(|colon| !reference[..colon].contains('/'));
     if is_absolute || base.is_empty() {
         return reference.to_string();
     }
     let authority = base.find("://").map_or(0, |scheme| {
         let start = scheme + 3;
-        base[start..].find('/').map_or(base.len(), |slash| start + slash)
+        base[start..]
+            .find('/')
+            .map_or(base.len(), |slash| start + slash)
     });
     if reference.starts_with('/') {
         return format!("{}{reference}", &base[..authority]);
     }
-    let folder = base.rfind('/').filter(|slash| *slash >= authority).map_or(base.len(), |slash| slash + 1);
+    let folder = base
+        .rfind('/')
+        .filter(|slash| *slash >= authority)
+        .map_or(base.len(), |slash| slash + 1);
     format!("{}{reference}", &base[..folder])
 }
 
@@ -307,7 +409,9 @@ fn decode(fragment: &str) -> String {
         let escaped = match rest {
             [b'%', high, low, ..] => {
                 let digit = |byte: &u8| char::from(*byte).to_digit(16);
-                digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low) as u8)
+                digit(high)
+                    .zip(digit(low))
+                    .map(|(high, low)| (high * 16 + low) as u8)
             }
             _ => None,
         };
@@ -325,7 +429,9 @@ fn types(value: &Value, path: &str) -> Result<Types, SchemaError> {
         })
     };
     match value {
-        Value::Array(names) => names.iter().try_fold(Types::NONE, |types, name| Ok(types.with(named(name)?))),
+        Value::Array(names) => names
+            .iter()
+            .try_fold(Types::NONE, |types, name| Ok(types.with(named(name)?))),
         one => named(one),
     }
 }
@@ -351,26 +457,39 @@ fn count(value: &Value, path: &str) -> Result<u64, SchemaError> {
 }
 
 fn string<'v>(value: &'v Value, path: &str) -> Result<&'v str, SchemaError> {
-    value.as_str().ok_or_else(|| error(path, "expected a string"))
+    value
+        .as_str()
+        .ok_or_else(|| error(path, "expected a string"))
 }
 
 fn strings(value: &Value, path: &str) -> Result<Vec<String>, SchemaError> {
     let items = array(value, path)?.iter();
-    items.map(|item| string(item, path).map(str::to_string)).collect()
+    items
+        .map(|item| string(item, path).map(str::to_string))
+        .collect()
 }
 
 fn boolean(value: &Value, path: &str) -> Result<bool, SchemaError> {
-    value.as_bool().ok_or_else(|| error(path, "expected true or false"))
+    value
+        .as_bool()
+        .ok_or_else(|| error(path, "expected true or false"))
 }
 
 fn array<'v>(value: &'v Value, path: &str) -> Result<&'v Vec<Value>, SchemaError> {
-    value.as_array().ok_or_else(|| error(path, "expected a list"))
+    value
+        .as_array()
+        .ok_or_else(|| error(path, "expected a list"))
 }
 
 fn object<'v>(value: &'v Value, path: &str) -> Result<&'v Map<String, Value>, SchemaError> {
-    value.as_object().ok_or_else(|| error(path, "expected an object"))
+    value
+        .as_object()
+        .ok_or_else(|| error(path, "expected an object"))
 }
 
 fn error(path: &str, message: &str) -> SchemaError {
-    SchemaError { path: path.to_string(), message: message.to_string() }
+    SchemaError {
+        path: path.to_string(),
+        message: message.to_string(),
+    }
 }

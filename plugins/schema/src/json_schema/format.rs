@@ -54,7 +54,9 @@ impl Format {
     /// Whether the text is of this format.
     pub(super) fn fits(self, text: &str) -> bool {
         match self {
-            Self::DateTime => text.split_once(['T', 't']).is_some_and(|(date, rest)| is_date(date) && is_time(rest)),
+            Self::DateTime => text
+                .split_once(['T', 't'])
+                .is_some_and(|(date, rest)| is_date(date) && is_time(rest)),
             Self::Date => is_date(text),
             Self::Time => is_time(text),
             Self::Email => is_email(text),
@@ -77,10 +79,13 @@ fn digits(text: &str, count: usize) -> Option<u32> {
 /// RFC 3339 `full-date`.
 fn is_date(text: &str) -> bool {
     let mut parts = text.split('-');
-    let (Some(year), Some(month), Some(day), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(year), Some(month), Some(day), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return false;
     };
-    let (Some(year), Some(month), Some(day)) = (digits(year, 4), digits(month, 2), digits(day, 2)) else {
+    let (Some(year), Some(month), Some(day)) = (digits(year, 4), digits(month, 2), digits(day, 2))
+    else {
         return false;
     };
     let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
@@ -105,7 +110,11 @@ fn is_time(text: &str) -> bool {
         _ => zone[1..].split_once(':').and_then(|(hours, minutes)| {
             let (hours, minutes) = (digits(hours, 2)?, digits(minutes, 2)?);
             let total = i64::from(hours * 60 + minutes);
-            (hours < 24 && minutes < 60).then_some(if zone.starts_with('-') { -total } else { total })
+            (hours < 24 && minutes < 60).then_some(if zone.starts_with('-') {
+                -total
+            } else {
+                total
+            })
         }),
     };
     let (whole, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
@@ -115,7 +124,9 @@ fn is_time(text: &str) -> bool {
     else {
         return false;
     };
-    let Some(offset) = offset.filter(|_| !fraction.is_empty() && fraction.bytes().all(|b| b.is_ascii_digit())) else {
+    let Some(offset) =
+        offset.filter(|_| !fraction.is_empty() && fraction.bytes().all(|b| b.is_ascii_digit()))
+    else {
         return false;
     };
     let utc = (i64::from(hour * 60 + minute) - offset).rem_euclid(24 * 60);
@@ -127,12 +138,18 @@ fn is_email(text: &str) -> bool {
         return false;
     };
     let atom = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+/=?^_`{|}~-".contains(&byte);
-    let dotted = local.split('.').all(|part| !part.is_empty() && part.bytes().all(atom));
+    let dotted = local
+        .split('.')
+        .all(|part| !part.is_empty() && part.bytes().all(atom));
     let quoted = local.len() > 2
         && local.starts_with('"')
         && local.ends_with('"')
-        && local[1..local.len() - 1].bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"');
-    let literal = domain.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        && local[1..local.len() - 1]
+            .bytes()
+            .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"');
+    let literal = domain
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
     let host = match literal {
         Some(literal) => match literal.strip_prefix("IPv6:") {
             Some(address) => address.parse::<Ipv6Addr>().is_ok(),
@@ -146,7 +163,9 @@ fn is_email(text: &str) -> bool {
 fn is_hostname(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -159,8 +178,11 @@ fn is_uri(text: &str) -> bool {
         return false;
     };
     let scheme_fits = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
+        && scheme
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let allowed =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
     let escapes = rest.split('%').skip(1).all(|escape| {
         escape.len() >= 2 && escape.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit)
     });
@@ -169,13 +191,19 @@ fn is_uri(text: &str) -> bool {
 
 fn is_uuid(text: &str) -> bool {
     let lengths = text.split('-').map(str::len);
-    lengths.eq([8, 4, 4, 4, 12]) && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+    lengths.eq([8, 4, 4, 4, 12])
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
 /// RFC 6901.
 fn is_pointer(text: &str) -> bool {
     (text.is_empty() || text.starts_with('/'))
-        && text.split('~').skip(1).all(|escape| escape.starts_with(['0', '1']))
+        && text
+            .split('~')
+            .skip(1)
+            .all(|escape| escape.starts_with(['0', '1']))
 }
 
 #[cfg(test)]
@@ -185,19 +213,35 @@ mod tests {
     #[test]
     fn formats_accept_and_refuse() {
         for (name, good, bad) in [
-            ("date-time", "1990-12-31T23:59:60Z", "1990-02-31T15:59:59.123-08:00"),
-            ("date-time", "2026-02-28t08:30:06.28+02:30", "1990-12-31T23:59:60"),
+            (
+                "date-time",
+                "1990-12-31T23:59:60Z",
+                "1990-02-31T15:59:59.123-08:00",
+            ),
+            (
+                "date-time",
+                "2026-02-28t08:30:06.28+02:30",
+                "1990-12-31T23:59:60",
+            ),
             ("date", "2024-02-29", "2023-02-29"),
             ("time", "12:00:00+01:00", "12:00:60Z"),
             ("time", "15:59:60-08:00", "24:00:00Z"),
-            ("email", "joe.bloggs+x@example.com", "joe@bloggs@example.com"),
+            (
+                "email",
+                "joe.bloggs+x@example.com",
+                "joe@bloggs@example.com",
+            ),
             ("email", "\"joe bloggs\"@[127.0.0.1]", ".joe@example.com"),
             ("hostname", "a-1.example", "-a.example"),
             ("ipv4", "192.0.2.1", "192.0.2.256"),
             ("ipv6", "::ffff:192.0.2.1", "12345::"),
             ("uri", "https://example.org/a%20b?c#d", "//example.org/"),
             ("uri", "urn:isbn:1", "https://example.org/a b"),
-            ("uuid", "2EB8AA08-aa98-11ea-b4aa-73b441d16380", "2eb8aa08aa9811eab4aa73b441d16380"),
+            (
+                "uuid",
+                "2EB8AA08-aa98-11ea-b4aa-73b441d16380",
+                "2eb8aa08aa9811eab4aa73b441d16380",
+            ),
             ("json-pointer", "/a~0b/~1", "/a~2"),
         ] {
             let format = Format::named(name).unwrap();

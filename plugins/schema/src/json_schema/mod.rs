@@ -70,8 +70,15 @@ enum Keyword {
     MaxItems(u64),
     MinItems(u64),
     UniqueItems,
-    Items { prefix: Vec<Id>, rest: Option<Id> },
-    Contains { item: Id, min: u64, max: Option<u64> },
+    Items {
+        prefix: Vec<Id>,
+        rest: Option<Id>,
+    },
+    Contains {
+        item: Id,
+        min: u64,
+        max: Option<u64>,
+    },
     MaxProperties(u64),
     MinProperties(u64),
     Required(Vec<String>),
@@ -83,7 +90,11 @@ enum Keyword {
     AnyOf(Vec<Id>),
     OneOf(Vec<Id>),
     Not(Id),
-    If { condition: Id, then: Option<Id>, otherwise: Option<Id> },
+    If {
+        condition: Id,
+        then: Option<Id>,
+        otherwise: Option<Id>,
+    },
     Ref(Id),
     UnevaluatedItems(Id),
     UnevaluatedProperties(Id),
@@ -102,7 +113,9 @@ struct Properties {
 struct Types(u8);
 
 /// The names of the types, by bit.
-const TYPE_NAMES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
+const TYPE_NAMES: [&str; 7] = [
+    "null", "boolean", "integer", "number", "string", "array", "object",
+];
 
 impl Schema {
     /// Compiles a schema.

@@ -37,7 +37,10 @@ impl Pattern {
             .thompson(thompson::Config::new().nfa_size_limit(Some(MAX_AUTOMATON)))
             .build(&translate(source));
         match built {
-            Ok(automaton) => Ok(Self { automaton, source: source.into() }),
+            Ok(automaton) => Ok(Self {
+                automaton,
+                source: source.into(),
+            }),
             Err(error) => Err(format!(
                 "the pattern cannot be used ({error}): look-around and back-references are not supported, and long repetitions belong in `maxLength`"
             )),
@@ -46,7 +49,9 @@ impl Pattern {
 
     /// Whether the pattern is found anywhere in the text.
     pub(super) fn is_match(&self, text: &str) -> bool {
-        let found = self.automaton.try_search_fwd(&Input::new(text).earliest(true));
+        let found = self
+            .automaton
+            .try_search_fwd(&Input::new(text).earliest(true));
         // The search gives up on nothing: no quit bytes are configured.
         matches!(found, Ok(Some(_)))
     }
@@ -100,7 +105,8 @@ fn translate(source: &str) -> String {
 }
 
 /// ECMA's white space and line ends.
-const SPACES: &str = "\\t-\\r \\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000\\ufeff";
+const SPACES: &str =
+    "\\t-\\r \\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000\\ufeff";
 
 #[cfg(test)]
 mod tests {
@@ -123,7 +129,11 @@ mod tests {
             ("^a\\/b$", "a/b", true),
             ("", "", true),
         ] {
-            assert_eq!(Pattern::compile(pattern).unwrap().is_match(text), expected, "{pattern} {text}");
+            assert_eq!(
+                Pattern::compile(pattern).unwrap().is_match(text),
+                expected,
+                "{pattern} {text}"
+            );
         }
     }
 

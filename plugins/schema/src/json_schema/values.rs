@@ -31,15 +31,19 @@ pub(super) fn compare(a: &Number, b: &Number) -> Ordering {
     }
 }
 
-/// Whether `value` is a whole multiple of `divisor`. Decimal fractions are compared to nine digits:
-/// 0.0075 is a multiple of 0.0001.
+/// Whether `value` is a whole multiple of `divisor`. Decimal fractions are not exact in binary, so
+/// up to a thousand million times the divisor nine digits are enough: 0.0075 is a multiple of
+/// 0.0001.
 pub(super) fn is_multiple(value: &Number, divisor: &Number) -> bool {
     if let (Some(value), Some(divisor)) = (whole(value), whole(divisor)) {
         return divisor != 0 && value % divisor == 0;
     }
     let float = |number: &Number| number.as_f64().unwrap_or_default();
-    let quotient = float(value) / float(divisor);
-    quotient.is_finite() && (quotient - libm::round(quotient)).abs() <= 1e-9 * quotient.abs().max(1.0)
+    let (value, divisor) = (float(value), float(divisor));
+    let quotient = value / divisor;
+    let near = quotient.abs() < 1e9
+        && (quotient - libm::round(quotient)).abs() <= 1e-9 * quotient.abs().max(1.0);
+    near || libm::fmod(value, divisor) == 0.0
 }
 
 /// Deep equality.
@@ -50,7 +54,9 @@ pub(super) fn equal(a: &Value, b: &Value) -> bool {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
         }
         (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
+            a.len() == b.len()
+                && a.iter()
+                    .all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
         }
         _ => a == b,
     }

@@ -20,7 +20,12 @@ const MAX_TEXT: usize = 160;
 
 /// See [`Schema::violations`].
 pub(super) fn violations(schema: &Schema, instance: &Value, limit: usize) -> Vec<Violation> {
-    let mut walk = Walk { schema, violations: Vec::new(), limit, depth: 0 };
+    let mut walk = Walk {
+        schema,
+        violations: Vec::new(),
+        limit,
+        depth: 0,
+    };
     walk.check(schema.root, instance, &Path::Root, None, false);
     walk.violations
 }
@@ -71,7 +76,9 @@ impl Seen {
             Value::Object(members) => members.len(),
             _ => 0,
         };
-        Self { parts: vec![false; count] }
+        Self {
+            parts: vec![false; count],
+        }
     }
 
     fn mark(&mut self, index: usize) {
@@ -97,15 +104,27 @@ struct Walk<'s> {
 impl<'s> Walk<'s> {
     /// Whether the value fits; if not, and unless `quiet`, notes why. `seen` collects what was
     /// looked at, where somebody asks.
-    fn check(&mut self, id: Id, value: &Value, path: &Path<'_>, seen: Option<&mut Seen>, quiet: bool) -> bool {
+    fn check(
+        &mut self,
+        id: Id,
+        value: &Value,
+        path: &Path<'_>,
+        seen: Option<&mut Seen>,
+        quiet: bool,
+    ) -> bool {
         let schema: &'s Schema = self.schema;
         if self.depth >= MAX_DEPTH {
-            return self.fail(path, quiet, || "a value that is less deeply nested".to_string());
+            return self.fail(path, quiet, || {
+                "a value that is less deeply nested".to_string()
+            });
         }
         self.depth += 1;
         let keywords: &'s [Keyword] = &schema.nodes[id];
         let asks = |keyword: &Keyword| {
-            matches!(keyword, Keyword::UnevaluatedItems(_) | Keyword::UnevaluatedProperties(_))
+            matches!(
+                keyword,
+                Keyword::UnevaluatedItems(_) | Keyword::UnevaluatedProperties(_)
+            )
         };
         let mut own = (seen.is_some() || keywords.iter().any(asks)).then(|| Seen::of(value));
         let mut fits = true;
@@ -122,9 +141,18 @@ impl<'s> Walk<'s> {
         fits
     }
 
-    fn keyword(&mut self, keyword: &'s Keyword, value: &Value, path: &Path<'_>, seen: Option<&mut Seen>, quiet: bool) -> bool {
+    fn keyword(
+        &mut self,
+        keyword: &'s Keyword,
+        value: &Value,
+        path: &Path<'_>,
+        seen: Option<&mut Seen>,
+        quiet: bool,
+    ) -> bool {
         match keyword {
-            Keyword::Nothing => self.fail(path, quiet, || "nothing: this is not allowed here".to_string()),
+            Keyword::Nothing => self.fail(path, quiet, || {
+                "nothing: this is not allowed here".to_string()
+            }),
             Keyword::Type(types) => {
                 let found = Types::of(value);
                 found.intersects(*types) || self.fail(path, quiet, || types.describe())
@@ -141,17 +169,29 @@ impl<'s> Walk<'s> {
             Keyword::AllOf(ids) => self.all(ids, value, path, seen, quiet),
             Keyword::AnyOf(ids) => {
                 let fit = self.count_fitting(ids, value, path, seen);
-                fit > 0 || self.fail(path, quiet, || format!("a fit with one of the {} schemas of `anyOf`", ids.len()))
+                fit > 0
+                    || self.fail(path, quiet, || {
+                        format!("a fit with one of the {} schemas of `anyOf`", ids.len())
+                    })
             }
             Keyword::OneOf(ids) => {
                 let fit = self.count_fitting(ids, value, path, seen);
-                fit == 1 || self.fail(path, quiet, || format!("a fit with exactly one schema of `oneOf`, not {fit}"))
+                fit == 1
+                    || self.fail(path, quiet, || {
+                        format!("a fit with exactly one schema of `oneOf`, not {fit}")
+                    })
             }
             Keyword::Not(id) => {
                 !self.check(*id, value, path, None, true)
-                    || self.fail(path, quiet, || "no fit with the schema of `not`".to_string())
+                    || self.fail(path, quiet, || {
+                        "no fit with the schema of `not`".to_string()
+                    })
             }
-            Keyword::If { condition, then, otherwise } => self.branch(*condition, *then, *otherwise, value, path, seen, quiet),
+            Keyword::If {
+                condition,
+                then,
+                otherwise,
+            } => self.branch(*condition, *then, *otherwise, value, path, seen, quiet),
             _ => match value {
                 Value::Number(_) => self.number(keyword, value, path, quiet),
                 Value::String(text) => self.string(keyword, text, path, quiet),
@@ -167,11 +207,25 @@ impl<'s> Walk<'s> {
             return true;
         };
         let (fits, words, bound) = match keyword {
-            Keyword::MultipleOf(divisor) => (is_multiple(number, divisor), "a multiple of", divisor),
-            Keyword::Maximum(bound) => (compare(number, bound) != Ordering::Greater, "at most", bound),
-            Keyword::ExclusiveMaximum(bound) => (compare(number, bound) == Ordering::Less, "less than", bound),
-            Keyword::Minimum(bound) => (compare(number, bound) != Ordering::Less, "at least", bound),
-            Keyword::ExclusiveMinimum(bound) => (compare(number, bound) == Ordering::Greater, "more than", bound),
+            Keyword::MultipleOf(divisor) => {
+                (is_multiple(number, divisor), "a multiple of", divisor)
+            }
+            Keyword::Maximum(bound) => (
+                compare(number, bound) != Ordering::Greater,
+                "at most",
+                bound,
+            ),
+            Keyword::ExclusiveMaximum(bound) => {
+                (compare(number, bound) == Ordering::Less, "less than", bound)
+            }
+            Keyword::Minimum(bound) => {
+                (compare(number, bound) != Ordering::Less, "at least", bound)
+            }
+            Keyword::ExclusiveMinimum(bound) => (
+                compare(number, bound) == Ordering::Greater,
+                "more than",
+                bound,
+            ),
             _ => return true,
         };
         fits || self.fail(path, quiet, || format!("{words} {bound}"))
@@ -186,29 +240,53 @@ impl<'s> Walk<'s> {
                     || self.fail(path, quiet, || format!("at most {most} characters"))
             }
             Keyword::MinLength(least) => {
-                text.chars().count() as u64 >= *least || self.fail(path, quiet, || format!("at least {least} characters"))
+                text.chars().count() as u64 >= *least
+                    || self.fail(path, quiet, || format!("at least {least} characters"))
             }
             Keyword::Pattern(pattern) => {
-                pattern.is_match(text) || self.fail(path, quiet, || format!("a match of /{}/", pattern.source()))
+                pattern.is_match(text)
+                    || self.fail(path, quiet, || format!("a match of /{}/", pattern.source()))
             }
-            Keyword::Format(format) => format.fits(text) || self.fail(path, quiet, || format.describe().to_string()),
+            Keyword::Format(format) => {
+                format.fits(text) || self.fail(path, quiet, || format.describe().to_string())
+            }
             _ => true,
         }
     }
 
-    fn array(&mut self, keyword: &'s Keyword, items: &[Value], path: &Path<'_>, mut seen: Option<&mut Seen>, quiet: bool) -> bool {
+    fn array(
+        &mut self,
+        keyword: &'s Keyword,
+        items: &[Value],
+        path: &Path<'_>,
+        mut seen: Option<&mut Seen>,
+        quiet: bool,
+    ) -> bool {
         let count = items.len() as u64;
         match keyword {
-            Keyword::MaxItems(most) => count <= *most || self.fail(path, quiet, || format!("at most {most} items")),
-            Keyword::MinItems(least) => count >= *least || self.fail(path, quiet, || format!("at least {least} items")),
-            Keyword::UniqueItems => all_differ(items) || self.fail(path, quiet, || "items that all differ".to_string()),
+            Keyword::MaxItems(most) => {
+                count <= *most || self.fail(path, quiet, || format!("at most {most} items"))
+            }
+            Keyword::MinItems(least) => {
+                count >= *least || self.fail(path, quiet, || format!("at least {least} items"))
+            }
+            Keyword::UniqueItems => {
+                all_differ(items) || self.fail(path, quiet, || "items that all differ".to_string())
+            }
             Keyword::Items { prefix, rest } => {
                 let mut fits = true;
                 for (index, item) in items.iter().enumerate() {
                     let Some(id) = prefix.get(index).or(rest.as_ref()) else {
                         break;
                     };
-                    fits &= self.part(*id, item, index, &Path::Index(path, index), &mut seen, quiet);
+                    fits &= self.part(
+                        *id,
+                        item,
+                        index,
+                        &Path::Index(path, index),
+                        &mut seen,
+                        quiet,
+                    );
                     if self.enough(fits, quiet) {
                         break;
                     }
@@ -218,7 +296,14 @@ impl<'s> Walk<'s> {
             Keyword::Contains { item, min, max } => {
                 let mut found = 0;
                 for (index, value) in items.iter().enumerate() {
-                    if self.part(*item, value, index, &Path::Index(path, index), &mut seen, true) {
+                    if self.part(
+                        *item,
+                        value,
+                        index,
+                        &Path::Index(path, index),
+                        &mut seen,
+                        true,
+                    ) {
                         found += 1;
                     }
                 }
@@ -235,7 +320,14 @@ impl<'s> Walk<'s> {
                 let mut fits = true;
                 for (index, item) in items.iter().enumerate() {
                     if seen.parts.get(index) == Some(&false) {
-                        fits &= self.part(*id, item, index, &Path::Index(path, index), &mut Some(&mut seen), quiet);
+                        fits &= self.part(
+                            *id,
+                            item,
+                            index,
+                            &Path::Index(path, index),
+                            &mut Some(&mut seen),
+                            quiet,
+                        );
                     }
                 }
                 fits
@@ -255,28 +347,52 @@ impl<'s> Walk<'s> {
     ) -> bool {
         let count = members.len() as u64;
         match keyword {
-            Keyword::MaxProperties(most) => count <= *most || self.fail(path, quiet, || format!("at most {most} properties")),
-            Keyword::MinProperties(least) => count >= *least || self.fail(path, quiet, || format!("at least {least} properties")),
+            Keyword::MaxProperties(most) => {
+                count <= *most || self.fail(path, quiet, || format!("at most {most} properties"))
+            }
+            Keyword::MinProperties(least) => {
+                count >= *least || self.fail(path, quiet, || format!("at least {least} properties"))
+            }
             Keyword::Required(names) => self.required(names, members, path, quiet),
             Keyword::DependentRequired(names) => {
                 let present = names.iter().filter(|(name, _)| members.contains_key(*name));
-                present.fold(true, |fits, (_, names)| self.required(names, members, path, quiet) && fits)
+                present.fold(true, |fits, (_, names)| {
+                    self.required(names, members, path, quiet) && fits
+                })
             }
             Keyword::DependentSchemas(schemas) => {
-                let ids = schemas.iter().filter(|(name, _)| members.contains_key(*name)).map(|(_, id)| *id);
+                let ids = schemas
+                    .iter()
+                    .filter(|(name, _)| members.contains_key(*name))
+                    .map(|(_, id)| *id);
                 self.all(&ids.collect::<Vec<_>>(), value, path, seen, quiet)
             }
             Keyword::PropertyNames(id) => members.keys().fold(true, |fits, name| {
-                let named = self.check(*id, &Value::String(name.clone()), &Path::Key(path, name), None, true);
-                (named || self.fail(&Path::Key(path, name), quiet, || "a name that fits `propertyNames`".to_string())) && fits
+                let named = self.check(
+                    *id,
+                    &Value::String(name.clone()),
+                    &Path::Key(path, name),
+                    None,
+                    true,
+                );
+                (named
+                    || self.fail(&Path::Key(path, name), quiet, || {
+                        "a name that fits `propertyNames`".to_string()
+                    }))
+                    && fits
             }),
-            Keyword::Properties(properties) => self.properties(properties, members, path, seen, quiet),
+            Keyword::Properties(properties) => {
+                self.properties(properties, members, path, seen, quiet)
+            }
             Keyword::UnevaluatedProperties(id) => {
                 let mut fits = true;
                 for (index, (name, value)) in members.iter().enumerate() {
-                    let unseen = seen.as_ref().is_some_and(|seen| seen.parts.get(index) == Some(&false));
+                    let unseen = seen
+                        .as_ref()
+                        .is_some_and(|seen| seen.parts.get(index) == Some(&false));
                     if unseen {
-                        fits &= self.part(*id, value, index, &Path::Key(path, name), &mut seen, quiet);
+                        fits &=
+                            self.part(*id, value, index, &Path::Key(path, name), &mut seen, quiet);
                     }
                 }
                 fits
@@ -298,7 +414,11 @@ impl<'s> Walk<'s> {
             let place = Path::Key(path, name);
             let mut known = false;
             let named = properties.named.get(name).copied();
-            let patterns = properties.patterns.iter().filter(|(pattern, _)| pattern.is_match(name)).map(|(_, id)| *id);
+            let patterns = properties
+                .patterns
+                .iter()
+                .filter(|(pattern, _)| pattern.is_match(name))
+                .map(|(_, id)| *id);
             for id in named.into_iter().chain(patterns) {
                 known = true;
                 fits &= self.part(id, value, index, &place, &mut seen, quiet);
@@ -314,7 +434,15 @@ impl<'s> Walk<'s> {
     }
 
     /// Checks a member or an item, and notes that it was looked at.
-    fn part(&mut self, id: Id, value: &Value, index: usize, path: &Path<'_>, seen: &mut Option<&mut Seen>, quiet: bool) -> bool {
+    fn part(
+        &mut self,
+        id: Id,
+        value: &Value,
+        index: usize,
+        path: &Path<'_>,
+        seen: &mut Option<&mut Seen>,
+        quiet: bool,
+    ) -> bool {
         let fits = self.check(id, value, path, None, quiet);
         if fits && let Some(seen) = seen {
             seen.mark(index);
@@ -322,20 +450,48 @@ impl<'s> Walk<'s> {
         fits
     }
 
-    fn required(&mut self, names: &[String], members: &Map<String, Value>, path: &Path<'_>, quiet: bool) -> bool {
+    fn required(
+        &mut self,
+        names: &[String],
+        members: &Map<String, Value>,
+        path: &Path<'_>,
+        quiet: bool,
+    ) -> bool {
         let missing = names.iter().filter(|name| !members.contains_key(*name));
-        missing.fold(true, |_, name| self.fail(path, quiet, || format!("the property `{name}`")))
+        missing.fold(true, |_, name| {
+            self.fail(path, quiet, || format!("the property `{name}`"))
+        })
     }
 
-    fn all(&mut self, ids: &[Id], value: &Value, path: &Path<'_>, mut seen: Option<&mut Seen>, quiet: bool) -> bool {
-        ids.iter().fold(true, |fits, id| self.check(*id, value, path, seen.as_deref_mut(), quiet) && fits)
+    fn all(
+        &mut self,
+        ids: &[Id],
+        value: &Value,
+        path: &Path<'_>,
+        mut seen: Option<&mut Seen>,
+        quiet: bool,
+    ) -> bool {
+        ids.iter().fold(true, |fits, id| {
+            self.check(*id, value, path, seen.as_deref_mut(), quiet) && fits
+        })
     }
 
-    fn count_fitting(&mut self, ids: &[Id], value: &Value, path: &Path<'_>, mut seen: Option<&mut Seen>) -> usize {
-        ids.iter().filter(|id| self.check(**id, value, path, seen.as_deref_mut(), true)).count()
+    fn count_fitting(
+        &mut self,
+        ids: &[Id],
+        value: &Value,
+        path: &Path<'_>,
+        mut seen: Option<&mut Seen>,
+    ) -> usize {
+        ids.iter()
+            .filter(|id| self.check(**id, value, path, seen.as_deref_mut(), true))
+            .count()
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the three parts of one keyword, and what every check is given")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the three parts of one keyword, and what every check is given"
+    )]
     fn branch(
         &mut self,
         condition: Id,
