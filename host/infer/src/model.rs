@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chat::ChatTemplate;
+use crate::config::Config;
 use crate::cpu::Cpu;
 use crate::cpu::kernels::Level;
 use crate::gguf::Gguf;
-use crate::llama::{Config, Llama, Network, Session, SessionOptions};
+use crate::llama::{Llama, Network, Session, SessionOptions};
 use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::tokenizer::Tokenizer;
 use crate::{ChatMessage, Error, Result};

@@ -6,14 +6,15 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod cache;
 pub(crate) mod kernels;
 mod matrix;
+mod parts;
 mod pool;
 mod scalar;
 mod tiles;
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 use crate::memory::{HugeArena, HugeSlice};
 use crate::model::Precision;
@@ -21,8 +22,10 @@ use crate::ops::{
     Batch, CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Row, Weights, Write,
 };
 use crate::{Error, Result};
-use kernels::{CacheElement, HeadCache, Level};
+use cache::{Cache, Planes};
+use kernels::{CacheElement, Level};
 use matrix::Matrix;
+use parts::Parts;
 use pool::Pool;
 use tiles::{BLOCK, Rounded, RoundedRow};
 
@@ -84,106 +87,6 @@ impl Buffer {
     fn row_mut(&mut self, row: usize) -> &mut [f32] {
         let width = self.width;
         &mut self.data.as_mut_slice()[row * width..(row + 1) * width]
-    }
-}
-
-/// The KV cache: in each page, layer and kv head, the keys (values) of the page's tokens one after another.
-pub(crate) enum Cache {
-    /// Half precision.
-    Half(Planes<u16>),
-    /// Single precision, for comparisons.
-    Single(Planes<f32>),
-}
-
-/// Keys and values of one element type.
-pub(crate) struct Planes<E> {
-    shape: CacheShape,
-    keys: HugeSlice<E>,
-    values: HugeSlice<E>,
-}
-
-impl<E: CacheElement> Planes<E> {
-    fn new(shape: CacheShape) -> Result<Self> {
-        let elements = shape.layers * shape.pages * shape.kv_heads * PAGE_TOKENS * shape.head_dim;
-        let plane = || {
-            HugeSlice::zeroed(elements)
-                .map_err(|error| Error::Device(format!("no memory for the KV cache: {error}")))
-        };
-        Ok(Self {
-            shape,
-            keys: plane()?,
-            values: plane()?,
-        })
-    }
-
-    /// Elements of a page: those of all layers, so that a page that is not in use costs no memory.
-    fn page_stride(&self) -> usize {
-        self.shape.layers * self.layer_stride()
-    }
-
-    fn layer_stride(&self) -> usize {
-        self.shape.kv_heads * PAGE_TOKENS * self.shape.head_dim
-    }
-
-    fn store(&mut self, layer: usize, page: usize, slot: usize, k: &[f32], v: &[f32]) {
-        let dim = self.shape.head_dim;
-        let base = page * self.page_stride() + layer * self.layer_stride() + slot * dim;
-        for (plane, source) in [
-            (self.keys.as_mut_slice(), k),
-            (self.values.as_mut_slice(), v),
-        ] {
-            for (head, source) in source.chunks_exact(dim).enumerate() {
-                let at = base + head * PAGE_TOKENS * dim;
-                for (to, from) in plane[at..at + dim].iter_mut().zip(source) {
-                    *to = E::narrow(*from);
-                }
-            }
-        }
-    }
-
-    fn head<'a>(&'a self, layer: usize, kv_head: usize, table: &'a [u32]) -> HeadCache<'a, E> {
-        let dim = self.shape.head_dim;
-        HeadCache {
-            keys: &self.keys,
-            values: &self.values,
-            table,
-            stride: self.page_stride(),
-            offset: layer * self.layer_stride() + kv_head * PAGE_TOKENS * dim,
-            head_dim: dim,
-        }
-    }
-}
-
-/// A slice that several threads write to, each to its own parts.
-struct Parts<T> {
-    start: *mut T,
-    len: usize,
-}
-
-// SAFETY: `part` makes the caller promise that parts do not overlap.
-unsafe impl<T: Send> Sync for Parts<T> {}
-
-impl<T> Parts<T> {
-    fn new(slice: &mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-        }
-    }
-
-    /// # Safety
-    /// No two parts that live at once overlap, and the slice outlives them.
-    #[allow(
-        clippy::mut_from_ref,
-        reason = "the parts are disjoint by the caller's promise"
-    )]
-    unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
-        assert!(
-            at <= self.len && len <= self.len - at,
-            "a part beyond its slice"
-        );
-        // SAFETY: in bounds by the assertion, disjoint by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
     }
 }
 
