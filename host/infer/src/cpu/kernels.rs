@@ -134,11 +134,7 @@ pub(crate) fn group_products(
     mut write: impl FnMut(usize, [f32; LANES]),
 ) {
     match level {
-        Level::Scalar => {
-            for row in 0..rows {
-                write(row, scalar::group_product(tiles, group, x, row));
-            }
-        }
+        Level::Scalar => scalar::group_products(tiles, group, x, rows, write),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
             // Up to four rows at a time share the unpacked weights; more do not fit into the registers.
@@ -306,7 +302,12 @@ mod tests {
                     for row in 0..7 {
                         let one = rounded(Level::Avx2, &x[row * 96..(row + 1) * 96], 1);
                         group_products(Level::Avx2, &tiles, group, &one, 1, |_, products| assert_eq!(products, all[row]));
-                        let wanted = scalar::group_product(&tiles, group, &plain, row);
+                        let mut wanted = [0f32; 8];
+                    scalar::group_products(&tiles, group, &plain, 7, |other, products| {
+                        if other == row {
+                            wanted = products;
+                        }
+                    });
                         for (a, b) in all[row].iter().zip(wanted) {
                             prop_assert!(close(*a, b, 600.0), "{kind}: {a} {b}");
                         }

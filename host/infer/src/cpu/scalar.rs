@@ -10,66 +10,63 @@ fn f16_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-/// The products of a group's 8 rows with one row of activations.
-pub(super) fn group_product(tiles: &Tiles, group: usize, x: &Rounded, row: usize) -> [f32; LANES] {
-    let kind = tiles.kind;
-    let (columns, scales) = (tiles.columns, scales_at(kind));
-    let words = &x.word[row * columns..(row + 1) * columns];
+/// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
+pub(super) fn group_products(
+    tiles: &Tiles,
+    group: usize,
+    x: &Rounded,
+    rows: usize,
+    mut write: impl FnMut(usize, [f32; LANES]),
+) {
+    let (kind, columns, scales) = (tiles.kind, tiles.columns, scales_at(tiles.kind));
     let blocks = columns / BLOCK;
-    let mut out = [0f32; LANES];
+    let mut sums = vec![[0f32; LANES]; rows];
     for (block, tile) in tiles
         .group(group)
         .chunks_exact(Tiles::tile_bytes(kind))
         .enumerate()
     {
-        let words = &words[block * BLOCK..(block + 1) * BLOCK];
-        let (scale, sum) = (x.scale[row * blocks + block], x.sum[row * blocks + block]);
-        let products = if kind == TensorType::Q8_0 {
-            byte_products(tile, words)
-        } else {
-            nibble_products(tile, words)
-        };
-        for (lane, (out, products)) in out.iter_mut().zip(products).enumerate() {
-            let d = f16_at(tile, scales + 2 * lane);
-            let minimum = match kind {
-                TensorType::Q4_0 => -8.0 * d,
-                TensorType::Q4_1 => f16_at(tile, scales + 16 + 2 * lane),
-                _ => 0.0,
-            };
-            *out += products as f32 * (d * scale) + minimum * sum;
-        }
-    }
-    out
-}
-
-fn nibble_products(tile: &[u8], words: &[i16]) -> [i32; LANES] {
-    let mut sums = [0i32; LANES];
-    for (v, vector) in tile.as_chunks::<32>().0.iter().take(4).enumerate() {
-        let (near, far) = (&words[4 * v..4 * v + 4], &words[16 + 4 * v..20 + 4 * v]);
-        for (sum, bytes) in sums.iter_mut().zip(vector.as_chunks::<4>().0) {
-            for ((byte, near), far) in bytes.iter().zip(near).zip(far) {
-                *sum += i32::from(byte & 15) * i32::from(*near)
-                    + i32::from(byte >> 4) * i32::from(*far);
+        let weights = unpack(kind, tile);
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let words = &x.word[row * columns + block * BLOCK..][..BLOCK];
+            let (scale, sum) = (x.scale[row * blocks + block], x.sum[row * blocks + block]);
+            for (lane, (out, weights)) in sums.iter_mut().zip(&weights).enumerate() {
+                let pairs = weights.iter().zip(words);
+                let products: i32 = pairs
+                    .map(|(weight, word)| i32::from(*weight) * i32::from(*word))
+                    .sum();
+                let d = f16_at(tile, scales + 2 * lane);
+                let minimum = match kind {
+                    TensorType::Q4_0 => -8.0 * d,
+                    TensorType::Q4_1 => f16_at(tile, scales + 16 + 2 * lane),
+                    _ => 0.0,
+                };
+                *out += products as f32 * (d * scale) + minimum * sum;
             }
         }
     }
-    sums
+    sums.into_iter()
+        .enumerate()
+        .for_each(|(row, sums)| write(row, sums));
 }
 
-fn byte_products(tile: &[u8], words: &[i16]) -> [i32; LANES] {
-    let mut sums = [0i32; LANES];
-    for (vector, pair) in tile
-        .as_chunks::<16>()
-        .0
-        .iter()
-        .zip(words.as_chunks::<2>().0)
-    {
-        for (sum, bytes) in sums.iter_mut().zip(vector.as_chunks::<2>().0) {
-            *sum += i32::from(bytes[0] as i8) * i32::from(pair[0])
-                + i32::from(bytes[1] as i8) * i32::from(pair[1]);
+/// A tile's integers, row by row.
+fn unpack(kind: TensorType, tile: &[u8]) -> [[i16; BLOCK]; LANES] {
+    let mut out = [[0; BLOCK]; LANES];
+    for (lane, out) in out.iter_mut().enumerate() {
+        if kind == TensorType::Q8_0 {
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = i16::from(tile[column / 2 * 16 + 2 * lane + column % 2] as i8);
+            }
+            continue;
+        }
+        let (near, far) = out.split_at_mut(BLOCK / 2);
+        for (column, (near, far)) in near.iter_mut().zip(far).enumerate() {
+            let byte = tile[column / 4 * 32 + 4 * lane + column % 4];
+            (*near, *far) = (i16::from(byte & 15), i16::from(byte >> 4));
         }
     }
-    sums
+    out
 }
 
 /// The dot product of two vectors of f32.
