@@ -165,7 +165,7 @@ impl Running {
             }
             () = signals.stop() => tracing::warn!("a second signal: requests in flight are cut"),
         }
-        platform.shutdown().await;
+        close_store(platform).await;
         say(format_args!("stopped"));
     }
 
@@ -173,7 +173,17 @@ impl Running {
     pub async fn close(self, platform: &Platform) {
         self.stop.cancel();
         let _ = self.task.await;
-        platform.shutdown().await;
+        close_store(platform).await;
+    }
+}
+
+/// Saves what long-lived stages know and flushes the store.
+async fn close_store(platform: &Platform) {
+    let platform = platform.clone();
+    match tokio::task::spawn_blocking(move || platform.shutdown()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the data could not be closed in order"),
+        Err(error) => tracing::error!(%error, "closing the data was cut off"),
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail};
 use millgate_sandbox::{
     Answer, Arm, ArmRole, CallContext, Capability, Decision, Event, Finding, Held, Interface,
-    Label, MonitorOptions, Origin, Outcome, Sample, Segment, Stage, StageSpec, StateGrant,
+    Label, MemoryServices, MonitorOptions, Origin, Outcome, Sample, Segment, Stage, StageSpec,
+    StateGrant,
 };
 use serde_json::{Value, json};
 
