@@ -63,6 +63,14 @@ fn uncovered(flight: &mut Flight, bytes: u64) {
     }
 }
 
+/// Notes text that leaves.
+fn leaves(flight: &mut Flight, choice: u32, channel: Channel, text: &str) {
+    match channel {
+        Channel::Content | Channel::Text => flight.leaves(choice, text),
+        _ => flight.leaves_beside(text),
+    }
+}
+
 fn refusal(flow: Flow) -> Option<ApiError> {
     match flow {
         Flow::Go => None,
@@ -146,7 +154,7 @@ async fn check_whole(
             if let Some(error) = refusal(flow) {
                 return Err((Finish::Blocked, error));
             }
-            flight.leaves(choice.index, &out.text);
+            leaves(flight, choice.index, found.channel, &out.text);
             if out.text != found.text {
                 changed = true;
                 splice.replace_text(found.span.clone(), &out.text);
@@ -363,7 +371,7 @@ impl UpstreamAnswer {
                 clean &= held_nothing && strand.chain.holds_nothing();
             }
             clean &= out.text == found.text;
-            self.flight.leaves(choice.index, &out.text);
+            leaves(&mut self.flight, choice.index, found.channel, &out.text);
             worth |= !out.text.is_empty() || found.text.is_empty();
             if out.text != found.text {
                 splice.replace_text(found.span.clone(), &out.text);
@@ -411,7 +419,7 @@ impl UpstreamAnswer {
             let mut out = Released::default();
             let flow = strand.chain.finish(&mut out).await;
             strand.chain.record(&mut self.flight.trace.stages);
-            self.flight.leaves(index, &out.text);
+            leaves(&mut self.flight, index, channel, &out.text);
             self.send_alone(index, channel, &out.text);
             if let Some(error) = refusal(flow) {
                 stop.get_or_insert((index, error));

@@ -186,14 +186,19 @@ impl Flight {
         }
     }
 
-    /// Text that leaves.
+    /// Text of the answer that leaves.
     pub(crate) fn leaves(&mut self, choice: u32, text: &str) {
-        self.trace.completion_chars += text.chars().count() as u64;
-        if let Some(capture) = self.capture.as_mut().filter(|_| choice == 0) {
-            if capture.answer.len() + text.len() <= MAX_CAPTURE {
-                capture.answer.push_str(text);
-            }
+        self.leaves_beside(text);
+        if let Some(capture) = self.capture.as_mut().filter(|_| choice == 0)
+            && capture.answer.len() + text.len() <= MAX_CAPTURE
+        {
+            capture.answer.push_str(text);
         }
+    }
+
+    /// Text beside the answer that leaves: reasoning, a tool call's arguments.
+    pub(crate) fn leaves_beside(&mut self, text: &str) {
+        self.trace.completion_chars += text.chars().count() as u64;
     }
 
     /// Whether anything reads the answer's text after the end.

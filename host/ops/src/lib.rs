@@ -14,6 +14,8 @@ pub mod config;
 mod core;
 mod error;
 mod executor;
+#[cfg(test)]
+mod executor_tests;
 mod flight;
 mod id;
 mod loader;
@@ -31,6 +33,8 @@ mod services;
 mod splice;
 mod sse;
 mod stage;
+#[cfg(test)]
+mod testing;
 mod text;
 mod tokens;
 pub mod trace;

@@ -381,3 +381,78 @@ fn add(summary: &mut ArmSummary, name: &str, value: f64) {
         metric.m2 += before * (value - metric.mean);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ArmConfig, RolloutConfig};
+    use millgate_store::MemoryStore;
+
+    fn config() -> PipelineConfig {
+        let arm = |name: &str, weight| ArmConfig { name: name.into(), model: "m".into(), weight };
+        PipelineConfig {
+            arms: vec![arm("stable", None), arm("a", Some(0.1)), arm("b", Some(0.3))],
+            rollout: RolloutConfig::default(),
+            ..PipelineConfig::default()
+        }
+    }
+
+    fn open(store: &Arc<dyn Store>) -> Rollout {
+        Rollout::open(&"p".into(), &config(), store.clone()).unwrap()
+    }
+
+    fn weights_of(rollout: &Rollout) -> Vec<f64> {
+        rollout.arms().iter().map(|arm| (arm.weight * 1000.0).round() / 1000.0).collect()
+    }
+
+    fn act(rollout: &Rollout, action: Action) {
+        let mut guard = rollout.state.lock();
+        let mut next = guard.0.clone();
+        rollout.step(&mut next, action);
+        rollout.swap(&mut guard, next).unwrap();
+    }
+
+    #[test]
+    fn weights_move_as_recommended_and_always_add_up_to_one() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let rollout = open(&store);
+        assert_eq!(weights_of(&rollout), [0.6, 0.1, 0.3]);
+        act(&rollout, Action::Shift(0.8));
+        assert_eq!(weights_of(&rollout), [0.2, 0.2, 0.6]);
+        act(&rollout, Action::Pause);
+        assert!(rollout.under_review().is_none());
+        act(&rollout, Action::RollBack);
+        assert_eq!(weights_of(&rollout), [1.0, 0.0, 0.0]);
+        act(&rollout, Action::Shift(0.4));
+        act(&rollout, Action::Promote);
+        assert_eq!(weights_of(&rollout), [0.0, 0.0, 1.0]);
+        assert_eq!(rollout.arms()[2].role, ArmRole::Stable);
+        assert_eq!(rollout.status().phase, RolloutPhase::Promoted);
+    }
+
+    #[test]
+    fn a_restart_goes_on_where_the_last_one_stood() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let rollout = open(&store);
+        act(&rollout, Action::Shift(0.8));
+        rollout.note_scores(1, &[ScoreRecord { name: "f1".into(), value: 0.5 }]);
+        rollout.save().unwrap();
+        let again = open(&store);
+        assert_eq!(weights_of(&again), [0.2, 0.2, 0.6]);
+        assert_eq!(again.status().arms[1].metrics[0].name, "score.f1");
+        // The first one has not seen what the second one does.
+        act(&again, Action::Pause);
+        assert!(rollout.save().is_err());
+    }
+
+    #[test]
+    fn a_running_mean_and_its_deviations_are_those_of_the_values() {
+        let arm = Arm { name: "a".into(), role: ArmRole::Stable, weight: 1.0 };
+        let mut summary = ArmSummary { arm, requests: 0, metrics: Vec::new() };
+        for value in [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0] {
+            add(&mut summary, "x", value);
+        }
+        let metric = &summary.metrics[0];
+        assert_eq!((metric.count, metric.mean, metric.m2), (8, 5.0, 32.0));
+    }
+}

@@ -309,3 +309,119 @@ fn decode(id: TraceId, value: &[u8]) -> Result<Trace> {
         why: error.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        request::Endpoint,
+        trace::{Finish, Place, StageRecord, Timings, Tokens},
+    };
+    use millgate_store::MemoryStore;
+    use std::time::Duration;
+
+    fn trace(at_ms: u64, model: &str, verdict: StageVerdict) -> Trace {
+        Trace {
+            id: TraceId::new(at_ms),
+            at_ms,
+            tenant: "default".into(),
+            endpoint: Endpoint::Chat,
+            stream: false,
+            model: model.into(),
+            pipeline: "p".into(),
+            generation: 1,
+            arm: "stable".into(),
+            arm_model: "m".into(),
+            propensity: 1.0,
+            route: String::new(),
+            stages: vec![StageRecord {
+                stage: "pii".into(),
+                plugin: "pii 0.1.0".into(),
+                digest: "sha256:00".into(),
+                place: Place::Input,
+                verdict,
+                passed: 10,
+                given: 10,
+                edits: 0,
+                findings: Vec::new(),
+                findings_dropped: 0,
+                calls: 2,
+                micros: 9,
+                failure: None,
+            }],
+            tokens: Tokens::default(),
+            timings: Timings::default(),
+            finish: Finish::Stop,
+            error: None,
+            entropy: None,
+            cost: 0.0,
+            prompt_chars: 0,
+            completion_chars: 0,
+            scores: Vec::new(),
+            no_scores: None,
+            texts: None,
+        }
+    }
+
+    fn traces() -> Traces {
+        let folder = tempfile::tempdir().unwrap().keep();
+        Traces::open(Arc::new(MemoryStore::new()), Arc::new(Blobs::open(folder).unwrap())).unwrap()
+    }
+
+    fn times(page: &TracePage) -> Vec<u64> {
+        page.traces.iter().map(|trace| trace.at_ms).collect()
+    }
+
+    #[test]
+    fn a_trace_reads_back_as_it_was_written() {
+        let traces = traces();
+        let written = trace(5, "m", StageVerdict::Edit);
+        traces.append(&written).wait().unwrap();
+        assert_eq!(traces.get(written.id).unwrap(), Some(written));
+        assert_eq!(traces.get(TraceId::new(5)).unwrap(), None);
+    }
+
+    #[test]
+    fn traces_are_listed_newest_first_page_by_page_and_filtered() {
+        let traces = traces();
+        for at in 1..=600 {
+            let verdict = if at % 100 == 0 { StageVerdict::Block } else { StageVerdict::Pass };
+            traces.append(&trace(at, if at % 2 == 0 { "even" } else { "odd" }, verdict)).wait().unwrap();
+        }
+        let filter = TraceFilter { limit: 2, ..TraceFilter::default() };
+        let first = traces.list(&filter).unwrap();
+        assert_eq!(times(&first), [600, 599]);
+        let second = traces.list(&TraceFilter { cursor: first.next, ..filter }).unwrap();
+        assert_eq!(times(&second), [598, 597]);
+
+        let blocked = TraceFilter {
+            stage: Some("pii".into()),
+            verdict: Some(StageVerdict::Block),
+            since_ms: Some(200),
+            until_ms: Some(500),
+            ..TraceFilter::default()
+        };
+        assert_eq!(times(&traces.list(&blocked).unwrap()), [400, 300, 200]);
+        let odd = TraceFilter { model: Some("odd".into()), limit: 3, ..TraceFilter::default() };
+        assert_eq!(times(&traces.list(&odd).unwrap()), [599, 597, 595]);
+        let none = TraceFilter { stage: Some("other".into()), ..TraceFilter::default() };
+        let page = traces.list(&none).unwrap();
+        assert!(page.traces.is_empty() && page.next.is_none());
+    }
+
+    #[test]
+    fn what_is_too_old_or_too_much_is_removed_oldest_first() {
+        let traces = traces();
+        for at in 1..=1000 {
+            traces.append(&trace(at * 1000, "m", StageVerdict::Pass)).wait().unwrap();
+        }
+        let mut config = TracesConfig { max_count: 400, ..TracesConfig::default() };
+        config.max_age.0 = Duration::from_secs(300);
+        assert_eq!(traces.enforce(&config, 1_000_000).unwrap(), 699);
+        assert_eq!(traces.count(), 301);
+        config.max_count = 10;
+        traces.enforce(&config, 1_000_000).unwrap();
+        let left = traces.list(&TraceFilter { limit: 1000, ..TraceFilter::default() }).unwrap();
+        assert_eq!((left.traces.len(), left.traces[9].at_ms), (10, 991_000));
+    }
+}

@@ -34,11 +34,28 @@ pub(crate) struct Upstream {
 
 /// An answer whose head has come.
 pub(crate) struct UpstreamBody {
-    body: Incoming,
+    body: Wire,
     /// Whether it is a stream of events.
     pub events: bool,
     name: String,
     read_timeout: Duration,
+}
+
+/// Where the bytes of an answer come from.
+enum Wire {
+    Http(Incoming),
+    #[cfg(test)]
+    Pieces(std::collections::VecDeque<Bytes>),
+}
+
+impl Wire {
+    async fn frame(&mut self) -> Option<Result<hyper::body::Frame<Bytes>, hyper::Error>> {
+        match self {
+            Wire::Http(body) => body.frame().await,
+            #[cfg(test)]
+            Wire::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(hyper::body::Frame::data(piece))),
+        }
+    }
 }
 
 impl Upstream {
@@ -133,7 +150,7 @@ impl Upstream {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse().ok());
         let body = UpstreamBody {
-            body: response.into_body(),
+            body: Wire::Http(response.into_body()),
             events,
             name: self.name.clone(),
             read_timeout: self.read_timeout,
@@ -222,6 +239,17 @@ fn too_slow(name: &str) -> ApiError {
 }
 
 impl UpstreamBody {
+    /// A stream of events that comes in these pieces.
+    #[cfg(test)]
+    pub(crate) fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+        Self {
+            body: Wire::Pieces(pieces.into_iter().collect()),
+            events: true,
+            name: "test".to_owned(),
+            read_timeout: Duration::from_secs(5),
+        }
+    }
+
     /// The next piece, as it came from the wire.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {

@@ -199,7 +199,7 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             memory: ByteSize(16 << 20),
-            deadline: Time(Duration::from_millis(50)),
+            deadline: Time(Duration::from_millis(200)),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! must add up.
 
 use super::{
-    Config, ModelConfig, PipelineConfig,
+    Config, GrantConfig, ModelConfig, PipelineConfig,
     problem::{Problems, suggest},
     tree::{
         Node,
@@ -12,6 +12,19 @@ use super::{
 
 /// Reports references to what does not exist, and what does not make sense together.
 pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_>) {
+    for section in ["models", "stages", "pipelines"] {
+        for entry in document.get(section).map(Node::entries).unwrap_or_default() {
+            // Names become keys in the store, labels of metrics and parts of URLs.
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            if entry.key.is_empty() || entry.key.len() > 64 || !entry.key.chars().all(plain) {
+                problems.add(
+                    &entry.span,
+                    format!("`{}` is no name", entry.key),
+                    "a name has 1 to 64 letters, digits, `-`, `_` or `.`",
+                );
+            }
+        }
+    }
     for (name, model) in &config.models {
         check_model(document, name, model, problems);
     }
@@ -23,24 +36,53 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
                 "write plugin = \"pii\" for a first-party plugin, or path = \"my.wasm\"",
             );
         }
-        if let Some(grant) = &stage.grant.inference {
-            for (index, model) in grant.models.iter().enumerate() {
-                let place = [
-                    Key("stages"),
-                    Key(name),
-                    Key("grant"),
-                    Key("inference"),
-                    Key("models"),
-                    Index(index),
-                ];
-                defined(document, "models", model, &place, problems);
-            }
-        }
+        check_grant(document, name, &stage.grant, config, problems);
     }
     for (name, pipeline) in &config.pipelines {
         check_pipeline(document, name, pipeline, problems);
     }
     check_serves(document, config, problems);
+    check_deployments(document, config, problems);
+}
+
+fn check_grant(document: &Node, name: &str, grant: &GrantConfig, config: &Config, problems: &mut Problems<'_>) {
+    let models = grant.inference.iter().flat_map(|inference| &inference.models);
+    for (index, model) in models.enumerate() {
+        let place = [Key("stages"), Key(name), Key("grant"), Key("inference"), Key("models"), Index(index)];
+        defined(document, "models", model, &place, problems);
+        if config.models.get(model).is_some_and(|model| model.upstream.is_some()) {
+            problems.add(
+                &document.span_of(&place),
+                format!("`{model}` is remote, and stages can only be granted models in this process"),
+                "name a model with `pull` or `path`",
+            );
+        }
+    }
+    for (capability, given) in [("secrets", !grant.secrets.is_empty()), ("http", !grant.http.is_empty())] {
+        if given {
+            problems.add(
+                &document.span_of(&[Key("stages"), Key(name), Key("grant"), Key(capability)]),
+                format!("the grant `{capability}` is not available in this version"),
+                "remove it; `state` and `inference` can be granted",
+            );
+        }
+    }
+}
+
+/// A deployment stage keeps the state of one rollout.
+fn check_deployments(document: &Node, config: &Config, problems: &mut Problems<'_>) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (name, pipeline) in &config.pipelines {
+        let Some(stage) = &pipeline.deployment else { continue };
+        match seen.iter().find(|(known, _)| known == stage) {
+            Some((_, other)) => problems.add(
+                &document.span_of(&[Key("pipelines"), Key(name), Key("deployment")]),
+                format!("`{stage}` already deploys `pipelines.{other}`"),
+                "give each pipeline a deployment stage of its own",
+            ),
+            None => seen.push((stage, name)),
+        }
+    }
 }
 
 fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut Problems<'_>) {

@@ -66,13 +66,6 @@ impl Node {
         }
     }
 
-    pub(super) fn as_str(&self) -> Option<&str> {
-        match &self.kind {
-            Kind::Scalar(Value::String(text)) => Some(text),
-            _ => None,
-        }
-    }
-
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
         self.entries()
             .iter()
