@@ -1,6 +1,13 @@
 //! Tests that lie to the audit log: whatever is changed, moved or taken away, the verification says
 //! so and names the first bad entry.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests: a failure is a panic"
+)]
+
 use millgate_store::audit::{canonical, merkle, verify};
 use millgate_store::{
     AuditError, AuditLog, Batch, Entry, Error, MemoryStore, Order, Record, SignedHead, Store,

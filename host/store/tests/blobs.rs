@@ -1,5 +1,12 @@
 //! Blobs: what is read is what was put, or an error.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests: a failure is a panic"
+)]
+
 use millgate_store::{Blobs, Digest, Error};
 use proptest::prelude::*;
 use std::collections::HashSet;

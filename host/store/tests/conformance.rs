@@ -1,6 +1,13 @@
 //! Both stores keep the promises of the trait, and both behave as a `BTreeMap` does, whatever the
 //! operations, through checkpoints and reopenings.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests: a failure is a panic"
+)]
+
 use millgate_store::{Batch, MemoryStore, Order, SledOptions, SledStore, Store, conformance};
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -3,6 +3,13 @@
 //!
 //! The child is this test program again, with an environment variable that turns one test into it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests: a failure is a panic"
+)]
+
 use millgate_store::{AuditLog, Batch, Error, Order, SledOptions, SledStore, Store};
 use serde_json::json;
 use std::collections::HashMap;
