@@ -1,6 +1,6 @@
 //! A server from its start to its orderly end, for the commands that serve.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -56,7 +56,8 @@ pub fn log(args: &ProcessArgs) -> Result<()> {
     })?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // A second subscriber is only ever asked for by tests.
     let _ = match args.log_format {
         LogFormat::Text => lines.try_init(),

@@ -47,12 +47,6 @@ impl Library {
         }
     }
 
-    /// Where pulled files are kept.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// The verified file of a model of the catalogue, if a copy is on this machine.
     pub fn find(&self, model: &KnownModel) -> Option<PathBuf> {
         self.candidates(model)
@@ -235,8 +229,8 @@ mod tests {
             about: "",
             sources: &[],
         };
-        let path = library.folder().join("tiny.gguf");
-        std::fs::create_dir_all(library.folder()).unwrap();
+        let path = library.folder.join("tiny.gguf");
+        std::fs::create_dir_all(&library.folder).unwrap();
         std::fs::write(&path, "abd").unwrap();
         assert_eq!(library.find(&model), None);
         std::fs::write(&path, "abc").unwrap();
