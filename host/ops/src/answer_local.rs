@@ -155,10 +155,10 @@ impl LocalAnswer {
         let choices = &mut self.choices;
         std::future::poll_fn(move |context| {
             for (index, choice) in choices.iter_mut().enumerate() {
-                if let Some(events) = &mut choice.events {
-                    if let Poll::Ready(event) = Pin::new(events).poll_next(context) {
-                        return Poll::Ready((index, event));
-                    }
+                if let Some(events) = &mut choice.events
+                    && let Poll::Ready(event) = Pin::new(events).poll_next(context)
+                {
+                    return Poll::Ready((index, event));
                 }
             }
             Poll::Pending

@@ -280,15 +280,16 @@ impl UpstreamAnswer {
         }
         // Almost every chunk has neither: a look for the words is cheaper than reading it.
         let has = |word: &[u8]| data.windows(word.len()).any(|window| window == word);
-        if has(b"_tokens\"") || has(b"\"finish_reason\":\"") || has(b"\"finish_reason\": \"") {
-            if let Some(glance) = Glance::parse(data) {
-                if let Some(usage) = glance.usage {
-                    self.flight.set_usage(usage);
-                }
-                if let Some(reason) = glance.finish {
-                    self.finish = Some(Finish::of_reason(&reason));
-                }
-            }
+        let worth =
+            has(b"_tokens\"") || has(b"\"finish_reason\":\"") || has(b"\"finish_reason\": \"");
+        let Some(glance) = worth.then(|| Glance::parse(data)).flatten() else {
+            return;
+        };
+        if let Some(usage) = glance.usage {
+            self.flight.set_usage(usage);
+        }
+        if let Some(reason) = glance.finish {
+            self.finish = Some(Finish::of_reason(&reason));
         }
     }
 

@@ -389,9 +389,17 @@ mod tests {
     use millgate_store::MemoryStore;
 
     fn config() -> PipelineConfig {
-        let arm = |name: &str, weight| ArmConfig { name: name.into(), model: "m".into(), weight };
+        let arm = |name: &str, weight| ArmConfig {
+            name: name.into(),
+            model: "m".into(),
+            weight,
+        };
         PipelineConfig {
-            arms: vec![arm("stable", None), arm("a", Some(0.1)), arm("b", Some(0.3))],
+            arms: vec![
+                arm("stable", None),
+                arm("a", Some(0.1)),
+                arm("b", Some(0.3)),
+            ],
             rollout: RolloutConfig::default(),
             ..PipelineConfig::default()
         }
@@ -402,7 +410,11 @@ mod tests {
     }
 
     fn weights_of(rollout: &Rollout) -> Vec<f64> {
-        rollout.arms().iter().map(|arm| (arm.weight * 1000.0).round() / 1000.0).collect()
+        rollout
+            .arms()
+            .iter()
+            .map(|arm| (arm.weight * 1000.0).round() / 1000.0)
+            .collect()
     }
 
     fn act(rollout: &Rollout, action: Action) {
@@ -435,7 +447,13 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let rollout = open(&store);
         act(&rollout, Action::Shift(0.8));
-        rollout.note_scores(1, &[ScoreRecord { name: "f1".into(), value: 0.5 }]);
+        rollout.note_scores(
+            1,
+            &[ScoreRecord {
+                name: "f1".into(),
+                value: 0.5,
+            }],
+        );
         rollout.save().unwrap();
         let again = open(&store);
         assert_eq!(weights_of(&again), [0.2, 0.2, 0.6]);
@@ -447,8 +465,16 @@ mod tests {
 
     #[test]
     fn a_running_mean_and_its_deviations_are_those_of_the_values() {
-        let arm = Arm { name: "a".into(), role: ArmRole::Stable, weight: 1.0 };
-        let mut summary = ArmSummary { arm, requests: 0, metrics: Vec::new() };
+        let arm = Arm {
+            name: "a".into(),
+            role: ArmRole::Stable,
+            weight: 1.0,
+        };
+        let mut summary = ArmSummary {
+            arm,
+            requests: 0,
+            metrics: Vec::new(),
+        };
         for value in [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0] {
             add(&mut summary, "x", value);
         }

@@ -40,21 +40,39 @@ pub(crate) struct Scripted {
 impl Scripted {
     pub(crate) fn new<const N: usize>(answers: [&[&'static str]; N]) -> Arc<Self> {
         let answers = answers.iter().map(|answer| answer.to_vec()).collect();
-        Arc::new(Self { answers: Mutex::new(answers), ..Self::default() })
+        Arc::new(Self {
+            answers: Mutex::new(answers),
+            ..Self::default()
+        })
     }
 }
 
 impl LanguageModel for Scripted {
-    fn generate(&self, request: infer::GenerateRequest) -> infer::Result<BoxStream<'static, infer::Event>> {
+    fn generate(
+        &self,
+        request: infer::GenerateRequest,
+    ) -> infer::Result<BoxStream<'static, infer::Event>> {
         self.asked.lock().push(request);
-        let answer = self.answers.lock().pop_front().ok_or(infer::Error::QueueFull(0))?;
-        let usage = infer::Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: answer.len() as u32 + 1 };
+        let answer = self
+            .answers
+            .lock()
+            .pop_front()
+            .ok_or(infer::Error::QueueFull(0))?;
+        let usage = infer::Usage {
+            prompt_tokens: 7,
+            cached_tokens: 2,
+            completion_tokens: answer.len() as u32 + 1,
+        };
         let tokens = answer.into_iter().enumerate().map(|(id, text)| {
             infer::Event::Token(infer::Token {
                 id: id as u32,
                 text: text.to_owned(),
                 logprob: -0.5,
-                top: vec![infer::TopToken { id: 0, text: text.to_owned(), logprob: -0.5 }],
+                top: vec![infer::TopToken {
+                    id: 0,
+                    text: text.to_owned(),
+                    logprob: -0.5,
+                }],
                 entropy: 2.0,
             })
         });
@@ -66,11 +84,21 @@ impl LanguageModel for Scripted {
             decode_time: Duration::ZERO,
             stop_text: None,
         });
-        let started = infer::Event::Started { prompt_tokens: 7, cached_tokens: 2 };
-        let events: Vec<infer::Event> = [started].into_iter().chain(tokens).chain([finish]).collect();
+        let started = infer::Event::Started {
+            prompt_tokens: 7,
+            cached_tokens: 2,
+        };
+        let events: Vec<infer::Event> = [started]
+            .into_iter()
+            .chain(tokens)
+            .chain([finish])
+            .collect();
         let taken = self.taken.clone();
         let counted = move |event: infer::Event| {
-            taken.fetch_add(usize::from(matches!(event, infer::Event::Token(_))), Ordering::Relaxed);
+            taken.fetch_add(
+                usize::from(matches!(event, infer::Event::Token(_))),
+                Ordering::Relaxed,
+            );
             event
         };
         Ok(futures::stream::iter(events).map(counted).boxed())
@@ -112,18 +140,30 @@ pub(crate) fn core_with(
         deployment: None,
         monitors: Vec::new(),
         evaluation: None,
-        arms: vec![ReadyArm { name: "stable".into(), model: "m".into(), backend }],
+        arms: vec![ReadyArm {
+            name: "stable".into(),
+            model: "m".into(),
+            backend,
+        }],
         rollout: Arc::new(Rollout::open(&name, &pipeline, store).unwrap()),
         metrics: PipelineMetrics::new(&metrics, &name),
         name,
         config: pipeline,
     };
-    let generation = Generation { number: 3, config: Arc::new(config), pipelines: vec![Arc::new(pipeline)] };
+    let generation = Generation {
+        number: 3,
+        config: Arc::new(config),
+        pipelines: vec![Arc::new(pipeline)],
+    };
     Core::new(generation, traces, metrics)
 }
 
 /// A core with the usual config.
-pub(crate) fn core(input: Vec<Arc<LoadedStage>>, output: Vec<Arc<LoadedStage>>, backend: Backend) -> Arc<Core> {
+pub(crate) fn core(
+    input: Vec<Arc<LoadedStage>>,
+    output: Vec<Arc<LoadedStage>>,
+    backend: Backend,
+) -> Arc<Core> {
     core_with(config(""), input, output, backend)
 }
 
@@ -139,5 +179,9 @@ pub(crate) fn chat(body: impl Into<String>) -> ApiRequest {
 
 /// Runs a future to its end on a runtime of its own.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
 }

@@ -365,7 +365,11 @@ mod tests {
 
     fn traces() -> Traces {
         let folder = tempfile::tempdir().unwrap().keep();
-        Traces::open(Arc::new(MemoryStore::new()), Arc::new(Blobs::open(folder).unwrap())).unwrap()
+        Traces::open(
+            Arc::new(MemoryStore::new()),
+            Arc::new(Blobs::open(folder).unwrap()),
+        )
+        .unwrap()
     }
 
     fn times(page: &TracePage) -> Vec<u64> {
@@ -385,13 +389,32 @@ mod tests {
     fn traces_are_listed_newest_first_page_by_page_and_filtered() {
         let traces = traces();
         for at in 1..=600 {
-            let verdict = if at % 100 == 0 { StageVerdict::Block } else { StageVerdict::Pass };
-            traces.append(&trace(at, if at % 2 == 0 { "even" } else { "odd" }, verdict)).wait().unwrap();
+            let verdict = if at % 100 == 0 {
+                StageVerdict::Block
+            } else {
+                StageVerdict::Pass
+            };
+            traces
+                .append(&trace(
+                    at,
+                    if at % 2 == 0 { "even" } else { "odd" },
+                    verdict,
+                ))
+                .wait()
+                .unwrap();
         }
-        let filter = TraceFilter { limit: 2, ..TraceFilter::default() };
+        let filter = TraceFilter {
+            limit: 2,
+            ..TraceFilter::default()
+        };
         let first = traces.list(&filter).unwrap();
         assert_eq!(times(&first), [600, 599]);
-        let second = traces.list(&TraceFilter { cursor: first.next, ..filter }).unwrap();
+        let second = traces
+            .list(&TraceFilter {
+                cursor: first.next,
+                ..filter
+            })
+            .unwrap();
         assert_eq!(times(&second), [598, 597]);
 
         let blocked = TraceFilter {
@@ -402,9 +425,16 @@ mod tests {
             ..TraceFilter::default()
         };
         assert_eq!(times(&traces.list(&blocked).unwrap()), [400, 300, 200]);
-        let odd = TraceFilter { model: Some("odd".into()), limit: 3, ..TraceFilter::default() };
+        let odd = TraceFilter {
+            model: Some("odd".into()),
+            limit: 3,
+            ..TraceFilter::default()
+        };
         assert_eq!(times(&traces.list(&odd).unwrap()), [599, 597, 595]);
-        let none = TraceFilter { stage: Some("other".into()), ..TraceFilter::default() };
+        let none = TraceFilter {
+            stage: Some("other".into()),
+            ..TraceFilter::default()
+        };
         let page = traces.list(&none).unwrap();
         assert!(page.traces.is_empty() && page.next.is_none());
     }
@@ -413,15 +443,26 @@ mod tests {
     fn what_is_too_old_or_too_much_is_removed_oldest_first() {
         let traces = traces();
         for at in 1..=1000 {
-            traces.append(&trace(at * 1000, "m", StageVerdict::Pass)).wait().unwrap();
+            traces
+                .append(&trace(at * 1000, "m", StageVerdict::Pass))
+                .wait()
+                .unwrap();
         }
-        let mut config = TracesConfig { max_count: 400, ..TracesConfig::default() };
+        let mut config = TracesConfig {
+            max_count: 400,
+            ..TracesConfig::default()
+        };
         config.max_age.0 = Duration::from_secs(300);
         assert_eq!(traces.enforce(&config, 1_000_000).unwrap(), 699);
         assert_eq!(traces.count(), 301);
         config.max_count = 10;
         traces.enforce(&config, 1_000_000).unwrap();
-        let left = traces.list(&TraceFilter { limit: 1000, ..TraceFilter::default() }).unwrap();
+        let left = traces
+            .list(&TraceFilter {
+                limit: 1000,
+                ..TraceFilter::default()
+            })
+            .unwrap();
         assert_eq!((left.traces.len(), left.traces[9].at_ms), (10, 991_000));
     }
 }

@@ -53,7 +53,9 @@ impl Wire {
         match self {
             Wire::Http(body) => body.frame().await,
             #[cfg(test)]
-            Wire::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(hyper::body::Frame::data(piece))),
+            Wire::Pieces(pieces) => pieces
+                .pop_front()
+                .map(|piece| Ok(hyper::body::Frame::data(piece))),
         }
     }
 }

@@ -25,7 +25,9 @@ fn facts(name: &str, interfaces: &[&str], requests: &[&str]) -> PluginFacts {
 
 impl PluginCatalog for Catalog {
     fn names(&self) -> Vec<String> {
-        ["pii", "overlap", "canary", "drift"].map(str::to_owned).to_vec()
+        ["pii", "overlap", "canary", "drift"]
+            .map(str::to_owned)
+            .to_vec()
     }
 
     fn by_name(&self, name: &str) -> Option<Result<PluginFacts, String>> {
@@ -40,7 +42,11 @@ impl PluginCatalog for Catalog {
 
     fn by_path(&self, path: &Path) -> Result<PluginFacts, String> {
         match path.to_str() {
-            Some("judge.wasm") => Ok(facts("judge", &["compliance", "validation"], &["inference", "state"])),
+            Some("judge.wasm") => Ok(facts(
+                "judge",
+                &["compliance", "validation"],
+                &["inference", "state"],
+            )),
             _ => Err(format!("the plugin {} has no manifest", path.display())),
         }
     }
@@ -49,14 +55,20 @@ impl PluginCatalog for Catalog {
 #[test]
 fn each_config_is_told_all_that_is_wrong_with_it_and_where() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/config");
-    let mut cases: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut cases: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     cases.sort();
     assert!(cases.len() >= 5);
     for case in cases {
         let text = std::fs::read_to_string(case.join("millgate.toml")).unwrap();
         let found = match check_with_plugins(&text, "millgate.toml".as_ref(), &Catalog) {
             Ok(_) => String::new(),
-            Err(problems) => problems.iter().map(|problem| format!("{problem}\n")).collect(),
+            Err(problems) => problems
+                .iter()
+                .map(|problem| format!("{problem}\n"))
+                .collect(),
         };
         let expected = case.join("expected.txt");
         if std::env::var_os("MILLGATE_BLESS").is_some() {
@@ -89,7 +101,10 @@ fn the_schema_admits_what_the_check_admits() {
     let validator = jsonschema::validator_for(&schema).unwrap();
     let text = include_str!("config/sound/millgate.toml");
     let value: serde_json::Value = toml::from_str(text).unwrap();
-    let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+    let errors: Vec<String> = validator
+        .iter_errors(&value)
+        .map(|error| error.to_string())
+        .collect();
     assert!(errors.is_empty(), "{errors:?}");
     assert!(!validator.is_valid(&json!({ "servr": {} })));
 }

@@ -72,17 +72,19 @@ fn read<'s>(document: &Node, shape: &Shape<'s>, problems: &mut Problems<'_>) -> 
         if NAMED.contains(&name) && is_table {
             let mut kept = serde_json::Map::new();
             for item in entry.value.entries() {
-                let before = problems.len();
                 let path = format!("{name}.{}", item.key);
-                shape.check(
-                    &item.value,
-                    shape.below(&[name, &item.key]),
-                    &path,
-                    problems,
-                );
-                let json = item.value.to_json();
-                if problems.len() == before && reads(name, &item.key, &json, &item.value, problems)
-                {
+                let schema = shape.below(&[name, &item.key]);
+                shape.check(&item.value, schema, &path, problems);
+                // What is sound of a faulty entry still counts: its references are checked too.
+                let mut json = item.value.to_json();
+                if let Value::Object(fields) = &mut json {
+                    for field in item.value.entries() {
+                        if !shape.admits(field, schema) {
+                            fields.remove(&field.key);
+                        }
+                    }
+                }
+                if reads(name, &item.key, &json, &item.value, problems) {
                     kept.insert(item.key.clone(), json);
                 }
             }
@@ -149,6 +151,8 @@ fn parses(
 ) -> bool {
     match serde_json::from_value::<Config>(Value::Object(whole)) {
         Ok(_) => true,
+        // Where the shape was at fault, that has been said already.
+        Err(_) if problems.any_within(&node.span) => false,
         Err(error) => {
             problems.add(&node.span, format!("`{path}`: {error}"), "");
             false

@@ -61,7 +61,7 @@ pub(super) fn check(
         }
     }
     for (name, pipeline) in &config.pipelines {
-        let mut place =
+        let place =
             |stage: &str, steps: &[Step<'_>], wanted: &[&str], problems: &mut Problems<'_>| {
                 let Some(found) = facts.get(stage) else {
                     return;

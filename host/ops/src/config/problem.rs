@@ -74,6 +74,11 @@ impl<'a> Problems<'a> {
         self.found.is_empty()
     }
 
+    /// Whether a problem stands inside a part of the text.
+    pub(super) fn any_within(&self, span: &Range<usize>) -> bool {
+        self.found.iter().any(|(offset, _)| span.contains(offset))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.found.len()
     }

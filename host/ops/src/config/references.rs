@@ -29,7 +29,8 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
         check_model(document, name, model, problems);
     }
     for (name, stage) in &config.stages {
-        if stage.plugin.is_some() == stage.path.is_some() {
+        let given = |key: &str| document.has(&["stages", name, key]);
+        if given("plugin") == given("path") {
             problems.add(
                 &document.span_of(&[Key("stages"), Key(name)]),
                 format!("`stages.{name}` needs exactly one of `plugin` and `path`"),
@@ -45,20 +46,45 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
     check_deployments(document, config, problems);
 }
 
-fn check_grant(document: &Node, name: &str, grant: &GrantConfig, config: &Config, problems: &mut Problems<'_>) {
-    let models = grant.inference.iter().flat_map(|inference| &inference.models);
+fn check_grant(
+    document: &Node,
+    name: &str,
+    grant: &GrantConfig,
+    config: &Config,
+    problems: &mut Problems<'_>,
+) {
+    let models = grant
+        .inference
+        .iter()
+        .flat_map(|inference| &inference.models);
     for (index, model) in models.enumerate() {
-        let place = [Key("stages"), Key(name), Key("grant"), Key("inference"), Key("models"), Index(index)];
+        let place = [
+            Key("stages"),
+            Key(name),
+            Key("grant"),
+            Key("inference"),
+            Key("models"),
+            Index(index),
+        ];
         defined(document, "models", model, &place, problems);
-        if config.models.get(model).is_some_and(|model| model.upstream.is_some()) {
+        if config
+            .models
+            .get(model)
+            .is_some_and(|model| model.upstream.is_some())
+        {
             problems.add(
                 &document.span_of(&place),
-                format!("`{model}` is remote, and stages can only be granted models in this process"),
+                format!(
+                    "`{model}` is remote, and stages can only be granted models in this process"
+                ),
                 "name a model with `pull` or `path`",
             );
         }
     }
-    for (capability, given) in [("secrets", !grant.secrets.is_empty()), ("http", !grant.http.is_empty())] {
+    for (capability, given) in [
+        ("secrets", !grant.secrets.is_empty()),
+        ("http", !grant.http.is_empty()),
+    ] {
         if given {
             problems.add(
                 &document.span_of(&[Key("stages"), Key(name), Key("grant"), Key(capability)]),
@@ -73,7 +99,9 @@ fn check_grant(document: &Node, name: &str, grant: &GrantConfig, config: &Config
 fn check_deployments(document: &Node, config: &Config, problems: &mut Problems<'_>) {
     let mut seen: Vec<(&str, &str)> = Vec::new();
     for (name, pipeline) in &config.pipelines {
-        let Some(stage) = &pipeline.deployment else { continue };
+        let Some(stage) = &pipeline.deployment else {
+            continue;
+        };
         match seen.iter().find(|(known, _)| known == stage) {
             Some((_, other)) => problems.add(
                 &document.span_of(&[Key("pipelines"), Key(name), Key("deployment")]),
@@ -87,11 +115,7 @@ fn check_deployments(document: &Node, config: &Config, problems: &mut Problems<'
 
 fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut Problems<'_>) {
     let here = document.span_of(&[Key("models"), Key(name)]);
-    let sources = [
-        model.pull.is_some(),
-        model.path.is_some(),
-        model.upstream.is_some(),
-    ];
+    let sources = ["pull", "path", "upstream"].map(|key| document.has(&["models", name, key]));
     if sources.iter().filter(|given| **given).count() != 1 {
         problems.add(
             &here,
@@ -102,13 +126,11 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
     let Some(upstream) = &model.upstream else {
         return;
     };
-    let local = [
-        ("threads", model.threads.is_some()),
-        ("max-sequences", model.max_sequences.is_some()),
-        ("queue", model.queue.is_some()),
-        ("kv-cache", model.kv_cache.is_some()),
-    ];
-    for (key, _) in local.iter().filter(|(_, given)| *given) {
+    let local = ["threads", "max-sequences", "queue", "kv-cache"];
+    for key in local
+        .into_iter()
+        .filter(|key| document.has(&["models", name, key]))
+    {
         problems.add(
             &document.span_of(&[Key("models"), Key(name), Key(key)]),
             format!("`models.{name}.{key}` is for local models"),
@@ -201,7 +223,7 @@ fn check_pipeline(
         let place = [Key("pipelines"), Key(name), Key("evaluation"), Key("stage")];
         defined(document, "stages", &evaluation.stage, &place, problems);
     }
-    if pipeline.serves.is_empty() {
+    if pipeline.serves.is_empty() && !faulty(document, name, "serves") {
         problems.add(
             &at(&[]),
             format!("`pipelines.{name}` serves no model name"),
@@ -223,13 +245,22 @@ fn check_pipeline(
     check_arms(document, name, pipeline, problems);
 }
 
+/// Whether a key of a pipeline was left out of the config because of what it holds.
+fn faulty(document: &Node, pipeline: &str, key: &str) -> bool {
+    let node = document
+        .get("pipelines")
+        .and_then(|all| all.get(pipeline))
+        .and_then(|one| one.get(key));
+    node.is_some_and(|node| node.type_name() != "an array" || !node.items().is_empty())
+}
+
 fn check_arms(document: &Node, name: &str, pipeline: &PipelineConfig, problems: &mut Problems<'_>) {
     let at = |steps: &[super::tree::Step<'_>]| {
         let mut path = vec![Key("pipelines"), Key(name)];
         path.extend_from_slice(steps);
         document.span_of(&path)
     };
-    if pipeline.arms.is_empty() {
+    if pipeline.arms.is_empty() && !faulty(document, name, "arms") {
         let what = if pipeline.deployment.is_some() {
             "a deployment but no arms"
         } else {
@@ -241,7 +272,7 @@ fn check_arms(document: &Node, name: &str, pipeline: &PipelineConfig, problems: 
             "add arms = [{ name = \"stable\", model = \"…\" }]",
         );
     }
-    if pipeline.arms.len() > 1 && pipeline.deployment.is_none() {
+    if pipeline.arms.len() > 1 && !document.has(&["pipelines", name, "deployment"]) {
         problems.add(
             &at(&[Key("arms")]),
             format!("`pipelines.{name}` has several arms and nothing that picks one"),

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     problem::{Problems, suggest},
-    tree::{Kind, Node},
+    tree::{Entry, Kind, Node},
     units::{BYTE_SIZE_FORMAT, ByteSize, TIME_FORMAT, Time},
 };
 
@@ -86,6 +86,17 @@ impl<'s> Shape<'s> {
                 expected(schema),
             ),
         }
+    }
+
+    /// Whether a key of a table is known to the table's schema and fits it.
+    pub(super) fn admits(&self, entry: &Entry, schema: &'s Value) -> bool {
+        let known = schema
+            .get("properties")
+            .and_then(|properties| properties.get(&entry.key));
+        let Some(inner) = known else { return false };
+        let mut problems = Problems::new("", std::path::PathBuf::new());
+        self.check(&entry.value, inner, "", &mut problems);
+        problems.is_empty()
     }
 
     fn check_table(&self, node: &Node, schema: &'s Value, path: &str, problems: &mut Problems<'_>) {

@@ -73,6 +73,15 @@ impl Node {
             .map(|entry| &entry.value)
     }
 
+    /// Whether a table has something at a path of keys, sound or not.
+    pub(super) fn has(&self, path: &[&str]) -> bool {
+        let mut node = Some(self);
+        for key in path {
+            node = node.and_then(|node| node.get(key));
+        }
+        node.is_some()
+    }
+
     /// The place of a path's end, or of its deepest part that exists.
     pub(super) fn span_of(&self, path: &[Step<'_>]) -> Range<usize> {
         let mut node = self;
