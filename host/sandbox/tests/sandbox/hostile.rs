@@ -43,7 +43,7 @@ fn told_nothing() -> millgate_sandbox::StageSpec {
 }
 
 macro_rules! contained {
-    ($($test:ident: $behaviour:literal, $counter:ident, $failure:pat $(if $guard:expr)?;)*) => {$(
+    ($($test:ident: $behaviour:literal, $counter:ident, $failure:pat $(if $guard:expr)?,)*) => {$(
         #[test]
         fn $test() {
             let failure = contained($behaviour, |stats| stats.$counter);
@@ -53,47 +53,47 @@ macro_rules! contained {
 }
 
 contained! {
-    a_loop_ends_at_its_deadline: "loop", timeouts, Failure::Timeout { .. };
-    endless_allocation_ends_at_the_limit: "allocate", memory, Failure::Memory { limit: 16_777_216 };
-    endless_growth_ends_at_the_limit: "grow", memory, Failure::Memory { .. };
+    a_loop_ends_at_its_deadline: "loop", timeouts, Failure::Timeout { .. },
+    endless_allocation_ends_at_the_limit: "allocate", memory, Failure::Memory { limit: 16_777_216 },
+    endless_growth_ends_at_the_limit: "grow", memory, Failure::Memory { .. },
     endless_recursion_ends_with_the_stack: "recurse", traps,
-        Failure::Trap { message } if message.contains("stack");
+        Failure::Trap { message } if message.contains("stack"),
     a_panic_is_told_without_its_control_characters: "panic", traps,
-        Failure::Trap { message } if message.contains("told to panic [31m, in red and on two lines");
-    a_trap_is_told: "trap", traps, Failure::Trap { message } if message.contains("unreachable");
+        Failure::Trap { message } if message.contains("told to panic [31m, in red and on two lines"),
+    a_trap_is_told: "trap", traps, Failure::Trap { message } if message.contains("unreachable"),
     an_error_is_passed_on: "error", errors,
-        Failure::Stage(error) if error.code == "told-to-fail";
+        Failure::Stage(error) if error.code == "told-to-fail",
     handles_that_are_never_given_back_end_at_the_limit: "keep-handles", traps,
-        Failure::Trap { .. };
+        Failure::Trap { .. },
     a_large_value_for_a_host_function_is_not_copied: "state-bulk", oversized,
-        Failure::Oversized { .. };
+        Failure::Oversized { .. },
     text_that_was_not_pushed_cannot_be_settled: "settle-beyond", invalid,
-        Failure::Invalid { why } if why.contains("were pushed");
+        Failure::Invalid { why } if why.contains("were pushed"),
     settled_text_stays_settled: "settle-back", invalid,
-        Failure::Invalid { why } if why.contains("goes back");
+        Failure::Invalid { why } if why.contains("goes back"),
     text_settles_on_character_boundaries: "settle-inside", invalid,
-        Failure::Invalid { why } if why.contains("inside a character");
+        Failure::Invalid { why } if why.contains("inside a character"),
     all_is_settled_at_the_finish: "settle-never", invalid,
-        Failure::Invalid { why } if why.contains("after finish");
+        Failure::Invalid { why } if why.contains("after finish"),
     a_finding_is_about_text_that_there_is: "finding-beyond", invalid,
-        Failure::Invalid { why } if why.contains("outside");
+        Failure::Invalid { why } if why.contains("outside"),
     a_finding_lies_on_character_boundaries: "finding-inside", invalid,
-        Failure::Invalid { why } if why.contains("cuts a character");
+        Failure::Invalid { why } if why.contains("cuts a character"),
     a_finding_ends_after_it_starts: "finding-backwards", invalid,
-        Failure::Invalid { why } if why.contains("ends before it starts");
+        Failure::Invalid { why } if why.contains("ends before it starts"),
     an_edit_is_inside_what_is_settled: "edit-beyond", invalid,
-        Failure::Invalid { why } if why.contains("beyond settled");
+        Failure::Invalid { why } if why.contains("beyond settled"),
     an_edit_lies_on_character_boundaries: "edit-inside", invalid,
-        Failure::Invalid { why } if why.contains("cuts a character");
+        Failure::Invalid { why } if why.contains("cuts a character"),
     edits_do_not_overlap: "edits-overlap", invalid,
-        Failure::Invalid { why } if why.contains("begins before");
+        Failure::Invalid { why } if why.contains("begins before"),
     a_score_is_a_number: "score-wrong", invalid,
-        Failure::Invalid { why } if why.contains("score");
-    a_string_is_utf8: "string-wrong", invalid, Failure::Invalid { .. };
-    findings_without_number_are_too_large: "findings-many", oversized, Failure::Oversized { .. };
-    a_megabyte_of_findings_is_too_large: "findings-large", oversized, Failure::Oversized { .. };
+        Failure::Invalid { why } if why.contains("score"),
+    a_string_is_utf8: "string-wrong", invalid, Failure::Invalid { .. },
+    findings_without_number_are_too_large: "findings-many", oversized, Failure::Oversized { .. },
+    a_megabyte_of_findings_is_too_large: "findings-large", oversized, Failure::Oversized { .. },
     a_huge_replacement_is_too_large: "replacement-large", oversized,
-        Failure::Oversized { what } if what.contains("replacements");
+        Failure::Oversized { what } if what.contains("replacements"),
 }
 
 #[test]

@@ -39,12 +39,8 @@ fn any_cut_of_any_text_gives_the_same() {
 fn a_plugin_that_looks_at_chunks_is_caught() {
     // A finding for each push.
     let (stage, _) = load(&sandbox(), HOSTILE, told("count"));
-    let checked = check(
-        &stage,
-        &CallContext::default(),
-        "two words",
-        &cuttings("two words"),
-    );
+    let (context, cuts) = (CallContext::default(), cuttings("two words"));
+    let checked = check(&stage, &context, "two words", &cuts);
     match checked.now_or_never().unwrap() {
         Err(broken @ Broken::Differs(_)) => {
             assert!(broken.to_string().contains("but whole it gives"));

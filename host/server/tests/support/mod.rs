@@ -83,7 +83,7 @@ async fn answer(
         let frames = receiver.map(|bytes| Ok(Frame::data(bytes)));
         let response = Response::builder()
             .header("content-type", "text/event-stream")
-            .body(BodyExt::boxed(StreamBody::new(frames)));
+            .body(http_body_util::BodyExt::boxed(StreamBody::new(frames)));
         return Ok(response.unwrap());
     }
     let text = upstream.says.lock().unwrap().clone();
