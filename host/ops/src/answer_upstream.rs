@@ -279,10 +279,7 @@ impl UpstreamAnswer {
             return;
         }
         // Almost every chunk has neither: a look for the words is cheaper than reading it.
-        let has = |word: &[u8]| data.windows(word.len()).any(|window| window == word);
-        let worth =
-            has(b"_tokens\"") || has(b"\"finish_reason\":\"") || has(b"\"finish_reason\": \"");
-        let Some(glance) = worth.then(|| Glance::parse(data)).flatten() else {
+        let Some(glance) = worth_reading(data).then(|| Glance::parse(data)).flatten() else {
             return;
         };
         if let Some(usage) = glance.usage {
@@ -477,6 +474,25 @@ impl Drop for UpstreamAnswer {
     fn drop(&mut self) {
         self.strands.account(&mut self.flight);
     }
+}
+
+/// Whether a chunk may hold a usage or the reason of an end: one pass over its underscores, of which
+/// there are few.
+fn worth_reading(data: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(rest) = data.get(at..) {
+        let Some(found) = rest.iter().position(|byte| *byte == b'_') else {
+            return false;
+        };
+        let (before, word) = data.split_at(at + found);
+        let ends = (word.starts_with(b"_reason\":\"") || word.starts_with(b"_reason\": \""))
+            && before.ends_with(b"\"finish");
+        if ends || word.starts_with(b"_tokens\"") {
+            return true;
+        }
+        at += found + 1;
+    }
+    false
 }
 
 /// A chunk as an event.

@@ -100,6 +100,14 @@ fn data_of(raw: &Bytes, first: bool) -> Option<Bytes> {
     } else {
         raw
     };
+    // What nearly every event is: one line of data.
+    if let Some(line) = text.strip_prefix(b"data: ".as_slice()) {
+        let end = line.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+        let (value, rest) = line.split_at_checked(end.unwrap_or(line.len()))?;
+        if matches!(rest, b"\n\n" | b"\r\n\r\n") {
+            return Some(raw.slice_ref(value));
+        }
+    }
     let mut data: Option<Bytes> = None;
     for line in text.split(|byte| matches!(byte, b'\n' | b'\r')) {
         let value = match line.strip_prefix(b"data".as_slice()) {

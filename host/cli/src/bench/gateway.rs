@@ -32,7 +32,6 @@ struct Row {
     added_p99_ms: f64,
     rss_mib: f64,
     /// The server's part of the CPU time.
-    #[serde(skip)]
     server_cpu_ms: f64,
 }
 
