@@ -3,7 +3,7 @@
 //!
 //! Without streaming the stages stand on the request; with streaming they stand on the answer and
 //! see each of its chunks. Each request leaves a durable trace. CPU time is that of server, client
-//! and upstream together, as the goal is stated; the text output also gives the server's share.
+//! and upstream together, as the goal is stated; the server's share stands beside it.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
