@@ -208,8 +208,11 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .async_stack_keep_resident(64 << 10)
         .pagemap_scan(Enabled::Auto);
 
-    // What must be given back is given back in batches of one system call.
-    pool.decommit_batch_size(16);
+    // No batches. A slot that waits for its batch cannot be used, so the next call would take
+    // another one, with colder memory; and the system call at a batch's end is made even where,
+    // as here, there is nothing to give back. Alone, an empty range costs nothing and its slot is
+    // free at once.
+    pool.decommit_batch_size(1);
 
     pool
 }

@@ -304,8 +304,8 @@ pub(crate) fn export_names(component: &Component, engine: &Engine) -> Vec<String
 /// The config as `configure` gets it.
 ///
 /// A call whose heap grows makes the kernel change mappings under one lock, which is what makes
-/// two cores slower than one. The SDK's allocator works in an arena that is part of the initial
-/// memory. A guest that brings its language's allocator (it imports WASI) is given room in
+/// two cores slower than one. The SDK's allocator works in an arena that is part of the snapshot.
+/// A guest that brings its language's allocator (it imports WASI) is given room in
 /// another way: blanks after the JSON, which mean nothing, but whose buffer the guest has to
 /// allocate, and to free before the snapshot is taken.
 fn config_text(config: &str, info: &PluginInfo) -> String {

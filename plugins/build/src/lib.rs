@@ -20,6 +20,11 @@ const TARGET: &str = "wasm32-wasip2";
 /// The cargo profile that plugins are built with; it stands in the workspace's `Cargo.toml`.
 const PROFILE: &str = "plugin";
 
+/// SIMD, because guests that search text are twice as fast with it. And a stack of 256 KiB instead
+/// of 1 MiB: whoever throws an instance away has the kernel look at every page of its memory, used
+/// or not. (It lies at the bottom of the memory, so its overflow is a trap.)
+const RUSTFLAGS: &str = "-C target-feature=+simd128 -C link-arg=-zstack-size=262144";
+
 /// Why a guest could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -99,7 +104,7 @@ fn build(dir: &Path, target_dir: &Path) -> Result<PathBuf, BuildError> {
         .arg(&manifest)
         .arg("--target-dir")
         .arg(target_dir)
-        .env("RUSTFLAGS", "-C target-feature=+simd128");
+        .env("RUSTFLAGS", RUSTFLAGS);
     let output = run(&mut cargo)?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,10 +1,12 @@
 //! The guest's memory. A call on a fresh instance must not grow it and should touch few pages, so
-//! the allocator is a bump pointer through a fixed arena that lies in the initial memory:
+//! the allocator is a bump pointer through a fixed arena that is part of the image:
 //!
 //! * while `configure` runs, memory comes from behind the initial one and grows it; it stays for
 //!   good, as part of the image;
-//! * afterwards memory comes from the arena. Its first page also holds the allocator's own fields,
-//!   so a small call dirties one page of heap;
+//! * at its end the arena is laid behind that, so that a call neither grows the memory nor touches
+//!   more than the arena's first page or two. Behind, because the image reaches from the first byte
+//!   that is not zero to the last: an arena in between would be mapped, and looked through when an
+//!   instance is thrown away, for nothing;
 //! * when everything that calls allocated is free again, the arena starts anew: an instance that is
 //!   used again and again needs no more memory than one that is thrown away;
 //! * what does not fit into the arena (a text of many kilobytes) goes to grown memory, which is
@@ -17,7 +19,7 @@
 /// Ends the configure phase: from here on memory comes from the arena.
 pub(crate) fn seal() {
     #[cfg(target_family = "wasm")]
-    guest::SEALED.store(true, core::sync::atomic::Ordering::Relaxed);
+    guest::seal();
 }
 
 // `memcmp` and its like: on this target the compiler takes them from the C library, which only the
@@ -34,16 +36,15 @@ mod guest {
     use core::alloc::{GlobalAlloc, Layout};
     use core::cell::UnsafeCell;
     use core::ptr;
-    use core::sync::atomic::{AtomicBool, Ordering};
-
-    /// Set at the end of `configure`.
-    pub(super) static SEALED: AtomicBool = AtomicBool::new(false);
 
     const WASM_PAGE: usize = 64 * 1024;
 
     /// The arena's size: a segment of 64 KiB twice over (as it comes, and as one text), its verdict,
     /// and room.
     const ARENA: usize = 256 * 1024;
+
+    /// What the host's kernel maps at once: the arena begins on a page of its own.
+    const HOST_PAGE: usize = 4096;
 
     /// A stretch of memory with a bump pointer. Addresses, because the two stretches of an
     /// allocator have nothing else in common.
@@ -65,51 +66,59 @@ mod guest {
         }
     }
 
-    /// The allocator's fields, at the head of the arena.
+    /// The allocator's fields. A static of their own, so that they lie beside the other statics
+    /// that each call writes to, in one page with them.
     struct State {
-        /// The rest of the arena. `end == 0`: not yet set up.
+        /// `configure` has ended: memory is given to calls.
+        sealed: bool,
+        /// Where the memory of calls begins; all below is the image.
+        start: usize,
+        /// The rest of the arena.
         arena: Region,
         /// Grown memory, contiguous: nothing else grows it.
         grown: Region,
-        /// Where `grown` starts for calls: behind what `configure` keeps.
+        /// Where `grown` starts for calls: behind the arena.
         base: usize,
         /// Allocations of calls that are not free yet.
         live: usize,
     }
 
-    /// The bump allocator. One for each component, as its `#[global_allocator]`.
-    #[repr(C, align(4096))]
-    pub struct Bump {
-        state: UnsafeCell<State>,
-        arena: UnsafeCell<[u8; ARENA]>,
-    }
+    struct Place(UnsafeCell<State>);
 
     // SAFETY: a guest has one thread.
-    unsafe impl Sync for Bump {}
+    unsafe impl Sync for Place {}
+
+    static STATE: Place = Place(UnsafeCell::new(State {
+        sealed: false,
+        start: 0,
+        arena: Region { top: 0, end: 0 },
+        grown: Region { top: 0, end: 0 },
+        base: 0,
+        live: 0,
+    }));
+
+    /// SAFETY: the caller must not hold another reference to the state; there is one thread, and
+    /// no function here calls another while it holds one.
+    unsafe fn state() -> &'static mut State {
+        // SAFETY: as above.
+        unsafe { &mut *STATE.0.get() }
+    }
+
+    /// Lays the arena behind what `configure` keeps.
+    pub(super) fn seal() {
+        // SAFETY: see `state`.
+        unsafe { state() }.seal();
+    }
+
+    /// The bump allocator, as a component's `#[global_allocator]`.
+    pub struct Bump(());
 
     impl Bump {
-        /// An untouched arena.
+        /// The allocator.
         #[must_use]
         #[allow(clippy::new_without_default, reason = "it is only ever a static")]
         pub const fn new() -> Self {
-            let none = Region { top: 0, end: 0 };
-            Bump {
-                state: UnsafeCell::new(State {
-                    arena: none,
-                    grown: none,
-                    base: 0,
-                    live: 0,
-                }),
-                arena: UnsafeCell::new([0; ARENA]),
-            }
-        }
-
-        /// SAFETY: the caller must not hold another reference to the state; there is one thread,
-        /// and no method calls another while it holds one.
-        #[allow(clippy::mut_from_ref, reason = "one thread, see above")]
-        unsafe fn state(&self) -> &mut State {
-            // SAFETY: as above.
-            unsafe { &mut *self.state.get() }
+            Bump(())
         }
     }
 
@@ -120,11 +129,7 @@ mod guest {
                 return Some(at);
             }
             // In steps of a megabyte at least for calls, so that a long text grows once.
-            let least = if SEALED.load(Ordering::Relaxed) {
-                16
-            } else {
-                1
-            };
+            let least = if self.sealed { 16 } else { 1 };
             let pages = (layout.size().checked_add(layout.align())?)
                 .div_ceil(WASM_PAGE)
                 .max(least);
@@ -143,35 +148,57 @@ mod guest {
             self.grown.take(layout)
         }
 
+        fn seal(&mut self) {
+            // Nothing was allocated: the component has another allocator.
+            if self.sealed || self.grown.end == 0 {
+                return;
+            }
+            self.sealed = true;
+            self.start = self.grown.top;
+            self.base = self.grown.top;
+            let start = self.grown.top.next_multiple_of(HOST_PAGE);
+            let end = start + ARENA;
+            let pages = end.saturating_sub(self.grown.end).div_ceil(WASM_PAGE);
+            let before = core::arch::wasm32::memory_grow::<0>(pages);
+            if before.checked_mul(WASM_PAGE) != Some(self.grown.end) {
+                // No room, or somebody else grew the memory: calls take theirs where they can.
+                return;
+            }
+            self.grown = Region {
+                top: end,
+                end: self.grown.end + pages * WASM_PAGE,
+            };
+            self.start = start;
+            self.base = end;
+            self.arena = Region { top: start, end };
+        }
+
+        /// The region whose last allocation this is. What `configure` left is nobody's: it stays.
         fn is_last(&mut self, at: usize, size: usize) -> Option<&mut Region> {
+            if self.sealed && at < self.start {
+                return None;
+            }
             [&mut self.arena, &mut self.grown]
                 .into_iter()
                 .find(|region| region.top == at + size)
         }
 
         /// Everything that calls allocated is free: start anew.
-        fn reset(&mut self, arena: usize) {
-            self.arena.top = arena;
+        fn reset(&mut self) {
+            if self.arena.end != 0 {
+                self.arena.top = self.start;
+            }
             self.grown.top = self.base;
         }
     }
 
-    // SAFETY: regions are disjoint from all else (the arena is this static's own, grown memory comes
-    // from `memory.grow`), the bump pointer only moves forward while anything is live, and `take`
-    // aligns.
+    // SAFETY: regions are disjoint from each other and all else (both come from `memory.grow`), the
+    // bump pointer only moves forward while anything is live, and `take` aligns.
     unsafe impl GlobalAlloc for Bump {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             // SAFETY: see `state`.
-            let state = unsafe { self.state() };
-            let at = if SEALED.load(Ordering::Relaxed) {
-                if state.arena.end == 0 {
-                    let arena = self.arena.get() as usize;
-                    state.arena = Region {
-                        top: arena,
-                        end: arena + ARENA,
-                    };
-                    state.base = state.grown.top;
-                }
+            let state = unsafe { state() };
+            let at = if state.sealed {
                 state.live += 1;
                 match state.arena.take(layout) {
                     Some(at) => Some(at),
@@ -185,14 +212,12 @@ mod guest {
 
         unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
             // SAFETY: see `state`.
-            let state = unsafe { self.state() };
+            let state = unsafe { state() };
             let at = pointer as usize;
-            let arena = self.arena.get() as usize;
-            let in_arena = at >= arena && at < arena + ARENA;
-            if in_arena || (state.arena.end != 0 && at >= state.base) {
+            if state.sealed && at >= state.start {
                 state.live -= 1;
                 if state.live == 0 {
-                    state.reset(arena);
+                    state.reset();
                     return;
                 }
             }
@@ -203,7 +228,7 @@ mod guest {
 
         unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
             // SAFETY: see `state`.
-            let state = unsafe { self.state() };
+            let state = unsafe { state() };
             let at = pointer as usize;
             if let Some(region) = state.is_last(at, layout.size())
                 && at + size <= region.end
