@@ -428,6 +428,12 @@ impl<'a> SegmentReader<'a> {
             } else {
                 self.parts(message, &role, content)?;
             }
+        } else if &*role != "assistant" && raw.content.is_none() {
+            // An assistant's message may be nothing but tool calls; any other says something.
+            return Err(ApiError::invalid(
+                format!("`{}` has no `content`", place()),
+                Some(&format!("messages[{message}].content")),
+            ));
         }
         if let Some(refusal) = raw.refusal.filter(|refusal| splice::is_string(refusal)) {
             self.add(SegmentPath::Refusal { message }, &role, refusal)?;

@@ -81,7 +81,8 @@ impl Held {
         let length = self.text.floor_char_boundary(length);
         let from = self.start;
         self.start = from.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
-        let settled: String = self.text.drain(..length).collect();
+        let rest = self.text.split_off(length);
+        let settled = std::mem::replace(&mut self.text, rest);
         if verdict.edits.is_empty() {
             return settled;
         }

@@ -50,7 +50,7 @@ fn native(config: &Value, text: &str, time: Duration) -> Result<(f64, f64)> {
     let plugin = Pii::configure(config).map_err(failed)?;
     let source = MockContext::default();
     let chunks = [text.to_owned()];
-    let mut once = || {
+    let once = || {
         let mut inspection = plugin.begin(&Context::new(&source));
         black_box(
             plugin

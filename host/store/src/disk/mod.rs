@@ -16,6 +16,7 @@ mod checkpoint;
 mod committer;
 mod journal;
 mod table;
+mod tree;
 
 use crate::batch::{Batch, Op, check_sizes};
 use crate::blobs::sync_dir;
@@ -24,7 +25,6 @@ use crate::error::{Error, Result};
 use crate::memory::crosses;
 use crate::store::{Order, Pair, Store};
 use crate::watch::{Watch, Watchers};
-use checkpoint::open_tree;
 use committer::Committer;
 use journal::{HEADER, Journal};
 use parking_lot::{RwLock, RwLockWriteGuard};
@@ -38,6 +38,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 use table::Table;
+use tree::Tree;
 
 /// The file that says how the folder is laid out, for the versions to come.
 const FORMAT: &str = "millgate store 1\n";
@@ -94,7 +95,7 @@ pub struct SledStore {
 struct Shared {
     dir: PathBuf,
     options: SledOptions,
-    tree: ::sled::Db,
+    tree: Tree,
     state: RwLock<State>,
     watchers: Watchers,
     committer: OnceLock<Thread>,
@@ -154,7 +155,7 @@ impl SledStore {
         fs::create_dir_all(&journals).map_err(|error| Error::io("create", &journals, error))?;
         let lock = take_lock(&dir)?;
         check_format(&dir)?;
-        let tree = open_tree(&dir, &options)?;
+        let tree = Tree::open(&dir, &options)?;
         let replay = journal::replay(&journals)?;
         let mut table = Table::default();
         for op in replay.ops {
@@ -248,7 +249,7 @@ impl Store for SledStore {
         }
         // The tree may move on meanwhile; for one key a newer value is as good.
         drop(state);
-        self.shared.tree_get(key)
+        self.shared.tree.get(key)
     }
 
     fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
@@ -269,7 +270,7 @@ impl Store for SledStore {
         let state = self.shared.admit()?;
         let same = match state.known(key) {
             Some(known) => known == expected,
-            None => self.shared.tree_get(key)?.as_deref() == expected,
+            None => self.shared.tree.get(key)?.as_deref() == expected,
         };
         if same {
             self.shared.write(state, [(key, new)].into_iter(), None);
@@ -281,7 +282,7 @@ impl Store for SledStore {
         let state = self.shared.admit()?;
         let there = match state.known(key) {
             Some(known) => known.is_some(),
-            None => self.shared.tree_get(key)?.is_some(),
+            None => self.shared.tree.get(key)?.is_some(),
         };
         if there {
             self.shared.write(state, [(key, None)].into_iter(), None);
@@ -305,7 +306,7 @@ impl Store for SledStore {
         if let Some(leaving) = &state.leaving {
             layers.push(leaving.table.layer(from, to, order));
         }
-        layers.push(self.shared.tree_layer(from, to, order));
+        layers.push(self.shared.tree.layer(from, to, order)?);
         table::merge(layers, order, limit)
     }
 

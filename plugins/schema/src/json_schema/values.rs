@@ -31,19 +31,61 @@ pub(super) fn compare(a: &Number, b: &Number) -> Ordering {
     }
 }
 
-/// Whether `value` is a whole multiple of `divisor`. Decimal fractions are not exact in binary, so
-/// up to a thousand million times the divisor nine digits are enough: 0.0075 is a multiple of
-/// 0.0001.
+/// Whether `value` is a whole multiple of `divisor`, in decimal, as people read the two: 0.0075 is
+/// a multiple of 0.0001, and 1e20 of 0.1, though neither is so in binary.
 pub(super) fn is_multiple(value: &Number, divisor: &Number) -> bool {
-    if let (Some(value), Some(divisor)) = (whole(value), whole(divisor)) {
-        return divisor != 0 && value % divisor == 0;
+    let (Some(value), Some(divisor)) = (Decimal::of(value), Decimal::of(divisor)) else {
+        return false;
+    };
+    if value.digits == 0 || divisor.digits == 0 {
+        return value.digits == 0 && divisor.digits != 0;
     }
-    let float = |number: &Number| number.as_f64().unwrap_or_default();
-    let (value, divisor) = (float(value), float(divisor));
-    let quotient = value / divisor;
-    let near = quotient.abs() < 1e9
-        && (quotient - libm::round(quotient)).abs() <= 1e-9 * quotient.abs().max(1.0);
-    near || libm::fmod(value, divisor) == 0.0
+    // value / divisor = digits * 10^shift / divisor.digits
+    let shift = value.exponent - divisor.exponent;
+    let modulus = u128::from(divisor.digits);
+    if shift >= 0 {
+        let mut rest = u128::from(value.digits) % modulus;
+        for _ in 0..shift {
+            rest = rest * 10 % modulus;
+        }
+        return rest == 0;
+    }
+    // The value must be divisible by the powers of ten that the divisor has more.
+    let power = u32::try_from(-shift)
+        .ok()
+        .and_then(|n| 10u128.checked_pow(n));
+    power.is_some_and(|power| {
+        let digits = u128::from(value.digits);
+        digits % power == 0 && digits / power % modulus == 0
+    })
+}
+
+/// The size of a number as its shortest text says it: `digits * 10^exponent`.
+struct Decimal {
+    digits: u64,
+    exponent: i32,
+}
+
+impl Decimal {
+    /// `None`: more digits than any double or 64-bit integer has.
+    fn of(number: &Number) -> Option<Decimal> {
+        let text = number.to_string();
+        let text = text.trim_start_matches('-');
+        let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let fraction = fraction.trim_end_matches('0');
+        let mut digits = 0u64;
+        for digit in whole.bytes().chain(fraction.bytes()) {
+            digits = digits
+                .checked_mul(10)?
+                .checked_add(u64::from(digit.wrapping_sub(b'0')))?;
+        }
+        let exponent: i32 = exponent.parse().ok()?;
+        Some(Decimal {
+            digits,
+            exponent: exponent.checked_sub(i32::try_from(fraction.len()).ok()?)?,
+        })
+    }
 }
 
 /// Deep equality.
