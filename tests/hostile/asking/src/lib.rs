@@ -47,7 +47,12 @@ fn ask(text: &str) -> Result<String, StageError> {
     })?;
     let vectors = inference::embed(model, &[prompt.into()])?;
     let scores = inference::score(model, prompt)?;
-    Ok(format!("{} {} {}", completion.text, vectors.len(), scores.len()))
+    Ok(format!(
+        "{} {} {}",
+        completion.text,
+        vectors.len(),
+        scores.len()
+    ))
 }
 
 impl GuestInspection for Inspection {
@@ -57,7 +62,12 @@ impl GuestInspection for Inspection {
 
     fn push(&self, chunks: Vec<String>) -> Result<Verdict, StageError> {
         self.0.borrow_mut().extend(chunks);
-        Ok(Verdict { settled: 0, edits: vec![], findings: vec![], decision: Decision::Pass })
+        Ok(Verdict {
+            settled: 0,
+            edits: vec![],
+            findings: vec![],
+            decision: Decision::Pass,
+        })
     }
 
     fn finish(&self) -> Result<Verdict, StageError> {
@@ -66,7 +76,12 @@ impl GuestInspection for Inspection {
         Ok(Verdict {
             settled: text.len() as u32,
             edits: vec![],
-            findings: vec![Finding { rule: "answer".into(), span: None, score: 1.0, explanation }],
+            findings: vec![Finding {
+                rule: "answer".into(),
+                span: None,
+                score: 1.0,
+                explanation,
+            }],
             decision: Decision::Pass,
         })
     }

@@ -2,7 +2,10 @@
 //! and the function by which the host allocates in it.
 #![no_std]
 #![cfg(target_family = "wasm")]
-#![allow(unsafe_code, reason = "an allocator and the raw imports of the component model")]
+#![allow(
+    unsafe_code,
+    reason = "an allocator and the raw imports of the component model"
+)]
 
 extern crate alloc;
 

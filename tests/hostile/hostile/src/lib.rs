@@ -1,7 +1,12 @@
 //! A plugin that does wrong what its config says.
 #![cfg_attr(target_family = "wasm", no_std)]
 #![cfg(target_family = "wasm")]
-#![allow(unsafe_code, clippy::panic, missing_docs, reason = "a guest made to misbehave; generated bindings")]
+#![allow(
+    unsafe_code,
+    clippy::panic,
+    missing_docs,
+    reason = "a guest made to misbehave; generated bindings"
+)]
 
 extern crate alloc;
 
@@ -29,7 +34,9 @@ wit_bindgen::generate!({
 });
 
 use exports::millgate::stage::compliance::{self as c, Decision, Edit, Refusal, Verdict};
-use exports::millgate::stage::{deployment as d, evaluation as e, lifecycle, monitoring as m, validation as v};
+use exports::millgate::stage::{
+    deployment as d, evaluation as e, lifecycle, monitoring as m, validation as v,
+};
 use millgate::stage::types::{ErrorKind, Finding, Label, Span, StageError};
 use millgate::stage::{log, metrics, state};
 
@@ -49,7 +56,11 @@ fn behaviour() -> String {
 }
 
 fn error(code: &str) -> StageError {
-    StageError { kind: ErrorKind::Internal, code: code.to_string(), message: "as it was told".to_string() }
+    StageError {
+        kind: ErrorKind::Internal,
+        code: code.to_string(),
+        message: "as it was told".to_string(),
+    }
 }
 
 #[allow(unconditional_recursion)]
@@ -93,7 +104,12 @@ fn misbehave(told: &str) -> Result<(), StageError> {
             for i in 0..10_000 {
                 match state::set(&format!("key-{i}"), &[0; 1024]) {
                     Ok(()) => set += 1,
-                    Err(error) => return Err(StageError { message: format!("after {set}"), ..error }),
+                    Err(error) => {
+                        return Err(StageError {
+                            message: format!("after {set}"),
+                            ..error
+                        });
+                    }
                 }
             }
         }
@@ -105,7 +121,10 @@ fn misbehave(told: &str) -> Result<(), StageError> {
 
 impl lifecycle::Guest for Plugin {
     fn configure(config: String) -> Result<(), StageError> {
-        let told = config.split("\"behaviour\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        let told = config
+            .split("\"behaviour\":\"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
         let told = told.unwrap_or("none");
         *BEHAVIOUR.0.borrow_mut() = told.to_string();
         match told.strip_prefix("configure-") {
@@ -128,15 +147,28 @@ impl c::Guest for Plugin {
 }
 
 fn pass(settled: u32) -> Verdict {
-    Verdict { settled, edits: vec![], findings: vec![], decision: Decision::Pass }
+    Verdict {
+        settled,
+        edits: vec![],
+        findings: vec![],
+        decision: Decision::Pass,
+    }
 }
 
 fn finding(start: u32, end: u32, explanation: String) -> Finding {
-    Finding { rule: "told".to_string(), span: Some(Span { start, end }), score: 0.5, explanation }
+    Finding {
+        rule: "told".to_string(),
+        span: Some(Span { start, end }),
+        score: 0.5,
+        explanation,
+    }
 }
 
 fn edit(start: u32, end: u32, replacement: String) -> Edit {
-    Edit { span: Span { start, end }, replacement }
+    Edit {
+        span: Span { start, end },
+        replacement,
+    }
 }
 
 impl c::GuestInspection for Inspection {
@@ -164,33 +196,58 @@ impl c::GuestInspection for Inspection {
             "settle-back" => pass(if before == 0 { now } else { 0 }),
             "settle-inside" => pass(now.saturating_sub(1)),
             "settle-never" => pass(0),
-            "finding-beyond" => Verdict { findings: vec![finding(0, now + 9, nothing())], ..pass(now) },
-            "finding-inside" => Verdict { findings: vec![finding(0, now - 1, nothing())], ..pass(now) },
-            "finding-backwards" => Verdict { findings: vec![finding(now, 0, nothing())], ..pass(now) },
-            "edit-beyond" => Verdict { edits: vec![edit(0, now + 1, nothing())], ..pass(now) },
-            "edit-inside" => Verdict { edits: vec![edit(0, now - 1, nothing())], ..pass(now) },
-            "edits-overlap" => {
-                Verdict { edits: vec![edit(0, 2, nothing()), edit(1, 3, nothing())], ..pass(now) }
-            }
+            "finding-beyond" => Verdict {
+                findings: vec![finding(0, now + 9, nothing())],
+                ..pass(now)
+            },
+            "finding-inside" => Verdict {
+                findings: vec![finding(0, now - 1, nothing())],
+                ..pass(now)
+            },
+            "finding-backwards" => Verdict {
+                findings: vec![finding(now, 0, nothing())],
+                ..pass(now)
+            },
+            "edit-beyond" => Verdict {
+                edits: vec![edit(0, now + 1, nothing())],
+                ..pass(now)
+            },
+            "edit-inside" => Verdict {
+                edits: vec![edit(0, now - 1, nothing())],
+                ..pass(now)
+            },
+            "edits-overlap" => Verdict {
+                edits: vec![edit(0, 2, nothing()), edit(1, 3, nothing())],
+                ..pass(now)
+            },
             "findings-many" => Verdict {
                 findings: (0..100_000).map(|_| finding(0, 0, nothing())).collect(),
                 ..pass(now)
             },
             "findings-large" => Verdict {
-                findings: (0..4).map(|_| finding(0, 0, "x".repeat(512 << 10))).collect(),
+                findings: (0..4)
+                    .map(|_| finding(0, 0, "x".repeat(512 << 10)))
+                    .collect(),
                 ..pass(now)
             },
-            "replacement-large" => {
-                Verdict { edits: vec![edit(0, 1, "x".repeat(600 << 10))], ..pass(now) }
-            }
+            "replacement-large" => Verdict {
+                edits: vec![edit(0, 1, "x".repeat(600 << 10))],
+                ..pass(now)
+            },
             "score-wrong" => Verdict {
-                findings: vec![Finding { score: f32::NAN, ..finding(0, 0, nothing()) }],
+                findings: vec![Finding {
+                    score: f32::NAN,
+                    ..finding(0, 0, nothing())
+                }],
                 ..pass(now)
             },
             "string-wrong" => {
                 // SAFETY: none; the point is to hand the host a string that is not UTF-8.
                 let wrong = unsafe { String::from_utf8_unchecked(vec![0xff, 0xfe]) };
-                Verdict { findings: vec![finding(0, 0, wrong)], ..pass(now) }
+                Verdict {
+                    findings: vec![finding(0, 0, wrong)],
+                    ..pass(now)
+                }
             }
             "count" => Verdict {
                 findings: vec![finding(now, now, format!("call {}", CALLS.0.get()))],
@@ -208,7 +265,11 @@ impl c::GuestInspection for Inspection {
     }
 
     fn finish(&self) -> Result<Verdict, StageError> {
-        Ok(pass(if behaviour() == "settle-never" { 0 } else { self.0.get() }))
+        Ok(pass(if behaviour() == "settle-never" {
+            0
+        } else {
+            self.0.get()
+        }))
     }
 }
 
@@ -216,15 +277,24 @@ impl v::Guest for Plugin {
     fn validate(_: &v::Context, samples: Vec<v::Sample>) -> Result<Vec<v::Judgement>, StageError> {
         let told = behaviour();
         misbehave(&told)?;
-        let accept = || v::Judgement { outcome: v::Outcome::Accept, findings: vec![] };
+        let accept = || v::Judgement {
+            outcome: v::Outcome::Accept,
+            findings: vec![],
+        };
         let repair = |path: &str| v::Judgement {
-            outcome: v::Outcome::Repair(vec![v::Repair { path: path.to_string(), text: "t".to_string() }]),
+            outcome: v::Outcome::Repair(vec![v::Repair {
+                path: path.to_string(),
+                text: "t".to_string(),
+            }]),
             findings: vec![],
         };
         Ok(match told.as_str() {
             "too-few" => vec![],
             "repair-elsewhere" => samples.iter().map(|_| repair("/not/there")).collect(),
-            "repair" => samples.iter().map(|sample| repair(&sample.segments[0].path)).collect(),
+            "repair" => samples
+                .iter()
+                .map(|sample| repair(&sample.segments[0].path))
+                .collect(),
             _ => samples.iter().map(|_| accept()).collect(),
         })
     }
@@ -235,10 +305,26 @@ impl e::Guest for Plugin {
         let told = behaviour();
         misbehave(&told)?;
         let value = if told == "score-wrong" { f64::NAN } else { 1.0 };
-        let score = || e::Score { name: "told".to_string(), value, explanation: String::new() };
-        let id = |answer: &e::Answer| if told == "wrong-ids" { String::new() } else { answer.id.clone() };
+        let score = || e::Score {
+            name: "told".to_string(),
+            value,
+            explanation: String::new(),
+        };
+        let id = |answer: &e::Answer| {
+            if told == "wrong-ids" {
+                String::new()
+            } else {
+                answer.id.clone()
+            }
+        };
         Ok(e::Evaluation {
-            cases: answers.iter().map(|a| e::CaseScores { id: id(a), scores: vec![score()] }).collect(),
+            cases: answers
+                .iter()
+                .map(|a| e::CaseScores {
+                    id: id(a),
+                    scores: vec![score()],
+                })
+                .collect(),
             aggregate: vec![score()],
         })
     }
@@ -255,7 +341,9 @@ fn save() -> Result<Vec<u8>, StageError> {
 }
 
 fn number(bytes: &[u8]) -> Result<u64, StageError> {
-    Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| error("bad-state"))?))
+    Ok(u64::from_le_bytes(
+        bytes.try_into().map_err(|_| error("bad-state"))?,
+    ))
 }
 
 impl m::Guest for Plugin {
@@ -293,12 +381,19 @@ fn report() -> Result<m::Report, StageError> {
             threshold: 0.0,
             message: format!("seen {seen}"),
         }],
-        metrics: vec![m::Measure { name: "seen".to_string(), value: seen as f64 }],
+        metrics: vec![m::Measure {
+            name: "seen".to_string(),
+            value: seen as f64,
+        }],
     })
 }
 
 impl d::Guest for Plugin {
-    fn route(_: &d::Context, features: Vec<Label>, arms: Vec<d::Arm>) -> Result<d::Choice, StageError> {
+    fn route(
+        _: &d::Context,
+        features: Vec<Label>,
+        arms: Vec<d::Arm>,
+    ) -> Result<d::Choice, StageError> {
         misbehave(&behaviour())?;
         if features.iter().any(|feature| feature.name == "poison") {
             panic!("a poisonous request");
@@ -308,14 +403,22 @@ impl d::Guest for Plugin {
             "arm-unknown" => "nowhere".to_string(),
             _ => arms[0].name.clone(),
         };
-        Ok(d::Choice { arm, propensity: 1.0, reason: format!("seen {}", SEEN.0.get()) })
+        Ok(d::Choice {
+            arm,
+            propensity: 1.0,
+            reason: format!("seen {}", SEEN.0.get()),
+        })
     }
     fn review(_: d::Rollout) -> Result<d::Recommendation, StageError> {
         let action = match behaviour().as_str() {
             "shift-wrong" => d::Action::Shift(7.0),
             _ => d::Action::Hold,
         };
-        Ok(d::Recommendation { action, reason: String::new(), evidence: vec![] })
+        Ok(d::Recommendation {
+            action,
+            reason: String::new(),
+            evidence: vec![],
+        })
     }
     fn save() -> Result<Vec<u8>, StageError> {
         save()

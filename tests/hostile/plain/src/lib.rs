@@ -1,7 +1,13 @@
 //! A plugin with its language's standard library, allocator and WASI: what someone writes who does
 //! not know about sandboxes. What it does depends on the text that it is given.
 #![cfg(target_family = "wasm")]
-#![allow(unsafe_code, clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test guest; generated bindings")]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test guest; generated bindings"
+)]
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -35,7 +41,12 @@ impl Guest for Plugin {
 }
 
 fn finding(explanation: String) -> Finding {
-    Finding { rule: "told".into(), span: None, score: 1.0, explanation }
+    Finding {
+        rule: "told".into(),
+        span: None,
+        score: 1.0,
+        explanation,
+    }
 }
 
 fn answer(told: &str) -> String {
@@ -55,8 +66,14 @@ fn answer(told: &str) -> String {
             "printed".into()
         }
         "stdin" => std::io::stdin().lines().count().to_string(),
-        "file" => format!("{:?}", std::fs::read("/etc/passwd").map_err(|error| error.kind())),
-        "connect" => format!("{:?}", std::net::TcpStream::connect("127.0.0.1:80").map_err(|e| e.kind())),
+        "file" => format!(
+            "{:?}",
+            std::fs::read("/etc/passwd").map_err(|error| error.kind())
+        ),
+        "connect" => format!(
+            "{:?}",
+            std::net::TcpStream::connect("127.0.0.1:80").map_err(|e| e.kind())
+        ),
         "panic" => panic!("told to panic"),
         "exit" => std::process::exit(3),
         _ => {
@@ -77,7 +94,12 @@ impl GuestInspection for Inspection {
 
     fn push(&self, chunks: Vec<String>) -> Result<Verdict, StageError> {
         self.0.borrow_mut().extend(chunks);
-        Ok(Verdict { settled: 0, edits: vec![], findings: vec![], decision: Decision::Pass })
+        Ok(Verdict {
+            settled: 0,
+            edits: vec![],
+            findings: vec![],
+            decision: Decision::Pass,
+        })
     }
 
     fn finish(&self) -> Result<Verdict, StageError> {

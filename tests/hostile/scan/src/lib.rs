@@ -7,13 +7,15 @@
 extern crate alloc;
 
 use alloc::string::{String, ToString as _};
-use alloc::vec::Vec;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::cell::RefCell;
 
 wit_bindgen::generate!({ path: "../../../wit", world: "compliance-plugin" });
 
-use exports::millgate::stage::compliance::{Context, Decision, Edit, Guest, GuestInspection, Verdict};
+use exports::millgate::stage::compliance::{
+    Context, Decision, Edit, Guest, GuestInspection, Verdict,
+};
 use exports::millgate::stage::lifecycle;
 use millgate::stage::types::{Finding, Span, StageError};
 
@@ -28,7 +30,10 @@ static MASK: Mask = Mask(RefCell::new(String::new()));
 
 impl lifecycle::Guest for Plugin {
     fn configure(config: String) -> Result<(), StageError> {
-        let mask = config.split("\"mask\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        let mask = config
+            .split("\"mask\":\"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
         *MASK.0.borrow_mut() = mask.unwrap_or("[email]").to_string();
         Ok(())
     }
@@ -51,7 +56,10 @@ impl GuestInspection for Inspection {
         for chunk in &chunks {
             held.push_str(chunk);
         }
-        let end = held.bytes().rposition(|b| !is_part(b)).map_or(0, |at| at + 1);
+        let end = held
+            .bytes()
+            .rposition(|b| !is_part(b))
+            .map_or(0, |at| at + 1);
         Ok(settle(held, start, end))
     }
 
@@ -72,13 +80,29 @@ fn settle(held: &mut String, start: &mut u32, end: usize) -> Verdict {
     let text = &held.as_bytes()[..end];
     let (mut edits, mut findings) = (vec![], vec![]);
     let mut from = 0;
-    while let Some(at) = text[from..].iter().position(|&b| b == b'@').map(|at| from + at) {
-        let word = text[..at].iter().rposition(|&b| !is_part(b)).map_or(0, |w| w + 1);
-        let stop = text[at..].iter().position(|&b| !is_part(b)).map_or(end, |s| at + s);
+    while let Some(at) = text[from..]
+        .iter()
+        .position(|&b| b == b'@')
+        .map(|at| from + at)
+    {
+        let word = text[..at]
+            .iter()
+            .rposition(|&b| !is_part(b))
+            .map_or(0, |w| w + 1);
+        let stop = text[at..]
+            .iter()
+            .position(|&b| !is_part(b))
+            .map_or(end, |s| at + s);
         from = stop;
         if word < at && text[at + 1..stop].contains(&b'.') {
-            let span = Span { start: *start + word as u32, end: *start + stop as u32 };
-            edits.push(Edit { span, replacement: MASK.0.borrow().clone() });
+            let span = Span {
+                start: *start + word as u32,
+                end: *start + stop as u32,
+            };
+            edits.push(Edit {
+                span,
+                replacement: MASK.0.borrow().clone(),
+            });
             findings.push(Finding {
                 rule: "email".to_string(),
                 span: Some(span),
@@ -89,7 +113,12 @@ fn settle(held: &mut String, start: &mut u32, end: usize) -> Verdict {
     }
     held.drain(..end);
     *start += end as u32;
-    Verdict { settled: *start, edits, findings, decision: Decision::Pass }
+    Verdict {
+        settled: *start,
+        edits,
+        findings,
+        decision: Decision::Pass,
+    }
 }
 
 export!(Plugin);
