@@ -1,6 +1,13 @@
 //! Configs with what is said about them: each folder of `tests/config` holds a `millgate.toml` and
 //! the `expected.txt` that its check prints. `MILLGATE_BLESS=1` writes the latter anew.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::path::{Path, PathBuf};
 
 use millgate_ops::config::{self, PluginCatalog, PluginFacts, check, check_with_plugins};

@@ -50,10 +50,10 @@ fn fill(schema: &Value, value: &mut Value) {
                 return;
             };
             for (name, property) in properties {
-                if !members.contains_key(name) {
-                    if let Some(default) = property.get("default") {
-                        members.insert(name.clone(), default.clone());
-                    }
+                if let (false, Some(default)) =
+                    (members.contains_key(name), property.get("default"))
+                {
+                    members.insert(name.clone(), default.clone());
                 }
                 if let Some(member) = members.get_mut(name) {
                     fill(property, member);

@@ -55,6 +55,6 @@ pub use manifest::{Capability, Manifest, SECTION};
 pub use memory::MemoryServices;
 pub use plugin::PluginInfo;
 pub use sandbox::{Sandbox, SandboxOptions};
-pub use services::Services;
+pub use services::{Embedded, Services};
 pub use spec::{FailurePolicy, Grant, InferenceGrant, Isolation, Limits, StageSpec, StateGrant};
 pub use stage::{Stage, StageStats};

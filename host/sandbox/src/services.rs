@@ -7,6 +7,9 @@ use crate::contract::inference::{Completion, CompletionRequest, Level};
 use crate::contract::monitoring::Report;
 use crate::contract::types::StageError;
 
+/// One vector of unit length for each text, and how many tokens were read.
+pub type Embedded = (Vec<Vec<f32>>, u32);
+
 /// The effects that stages may have. `stage` is always the stage's name: an implementation keeps
 /// the data of one stage apart from that of another by it.
 ///
@@ -57,13 +60,13 @@ pub trait Services: Send + Sync + 'static {
         request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>>;
 
-    /// One vector of unit length for each text, and how many tokens were read.
+    /// Embeds texts.
     fn embed(
         &self,
         stage: &str,
         model: &str,
         texts: Vec<String>,
-    ) -> BoxFuture<'_, Result<(Vec<Vec<f32>>, u32), StageError>>;
+    ) -> BoxFuture<'_, Result<Embedded, StageError>>;
 
     /// The natural log-probability of each token of `text` but the first.
     fn score(

@@ -1,5 +1,12 @@
 //! An orderly end: streams finish, nothing new begins, and it does not last for ever.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::time::Duration;

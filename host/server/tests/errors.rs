@@ -1,5 +1,12 @@
 //! Every failure is an error in OpenAI's shape, with the right status.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::time::Duration;

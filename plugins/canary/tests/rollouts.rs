@@ -1,5 +1,12 @@
 //! Whole rollouts, simulated with fixed seeds: a host that counts, an arm that is or is not worse.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use millgate_plugin_canary::Canary;
 use millgate_sdk::prelude::*;
 use millgate_sdk::testing::{MockContext, assert_manifest};

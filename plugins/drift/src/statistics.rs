@@ -65,12 +65,9 @@ pub fn ks_distance(reference: &Sketch, current: &Sketch) -> f64 {
     }
     let (mut left, mut right) = (reference.bins().peekable(), current.bins().peekable());
     let (mut below, mut furthest): ((u64, u64), f64) = ((0, 0), 0.0);
-    loop {
-        let next = match (left.peek(), right.peek()) {
-            (Some(a), Some(b)) => a.0.min(b.0),
-            // Where one is used up the distance only shrinks.
-            _ => break,
-        };
+    // Where one is used up the distance only shrinks.
+    while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
+        let next = a.0.min(b.0);
         below.0 += left.next_if(|bin| bin.0 == next).map_or(0, |bin| bin.1);
         below.1 += right.next_if(|bin| bin.0 == next).map_or(0, |bin| bin.1);
         let distance = below.0 as f64 / totals.0 - below.1 as f64 / totals.1;

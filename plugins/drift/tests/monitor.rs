@@ -1,5 +1,12 @@
 //! The monitor as the host uses it: events, ticks, restarts, merges; with fixed seeds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use millgate_plugin_drift::Drift;
 use millgate_plugin_drift::comparison;
 use millgate_plugin_drift::sketch::Sketch;
@@ -133,7 +140,11 @@ fn verdict_rates_are_columns() {
         event(
             second * 1000,
             1.0,
-            if second % every == 0 { "block" } else { "pass" },
+            if second.is_multiple_of(every) {
+                "block"
+            } else {
+                "pass"
+            },
         )
     };
     plugin

@@ -1,6 +1,13 @@
 //! The validator against the `jsonschema` crate, on random schemas and instances, and against the
 //! official test suite.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use millgate_plugin_schema::json_schema::Schema;
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -1,5 +1,12 @@
 //! Judgements as the host gets them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use millgate_plugin_schema::Schema;
 use millgate_sdk::prelude::*;
 use millgate_sdk::testing::{MockContext, assert_manifest};

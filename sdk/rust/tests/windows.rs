@@ -1,6 +1,13 @@
 //! The streams that the SDK makes of a check of windows: the same result wherever chunks break, and
 //! nothing lost at a cut.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use millgate_sdk::prelude::*;
 use millgate_sdk::testing::{MockContext, assert_split_invariant, inspect, split, take_heard};
 use proptest::prelude::*;

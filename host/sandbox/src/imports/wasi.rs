@@ -75,13 +75,11 @@ pub(super) fn link(
                 ComponentItem::Resource(_) => {
                     instance.resource(name, resource(name), |_, _| Ok(()))?;
                 }
+                ComponentItem::ComponentFunc(_) if known(&mut instance, interface, name)? => {}
                 ComponentItem::ComponentFunc(_) => {
-                    if !known(&mut instance, interface, name)? {
-                        let what = format!("{interface} ({name})");
-                        instance.func_new(name, move |_, _, _, _| {
-                            Err(NotGranted(what.clone()).into())
-                        })?;
-                    }
+                    let what = format!("{interface} ({name})");
+                    instance
+                        .func_new(name, move |_, _, _, _| Err(NotGranted(what.clone()).into()))?;
                 }
                 _ => {}
             }

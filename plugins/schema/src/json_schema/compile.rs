@@ -1,5 +1,6 @@
 //! From a schema as JSON to its compiled form: every reference resolved, every pattern built.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -216,7 +217,7 @@ impl<'a> Compiler<'a> {
             "exclusiveMinimum" => Keyword::ExclusiveMinimum(number(value, path)?),
             "maxLength" => Keyword::MaxLength(count(value, path)?),
             "minLength" => Keyword::MinLength(count(value, path)?),
-            "pattern" => Keyword::Pattern(pattern(string(value, path)?, path)?),
+            "pattern" => Keyword::Pattern(Box::new(pattern(string(value, path)?, path)?)),
             "format" => return Ok(Format::named(string(value, path)?).map(Keyword::Format)),
             "maxItems" => Keyword::MaxItems(count(value, path)?),
             "minItems" => Keyword::MinItems(count(value, path)?),

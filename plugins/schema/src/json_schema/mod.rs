@@ -13,6 +13,7 @@ mod pattern;
 mod values;
 mod walk;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -65,7 +66,7 @@ enum Keyword {
     ExclusiveMinimum(Number),
     MaxLength(u64),
     MinLength(u64),
-    Pattern(Pattern),
+    Pattern(Box<Pattern>),
     Format(Format),
     MaxItems(u64),
     MinItems(u64),

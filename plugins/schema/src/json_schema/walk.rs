@@ -471,9 +471,12 @@ impl<'s> Walk<'s> {
         mut seen: Option<&mut Seen>,
         quiet: bool,
     ) -> bool {
-        ids.iter().fold(true, |fits, id| {
-            self.check(*id, value, path, seen.as_deref_mut(), quiet) && fits
-        })
+        // Not `Iterator::all`: every schema is to be looked at, for its errors and what it has seen.
+        let mut fits = true;
+        for id in ids {
+            fits &= self.check(*id, value, path, seen.as_deref_mut(), quiet);
+        }
+        fits
     }
 
     fn count_fitting(

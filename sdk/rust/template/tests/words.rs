@@ -1,5 +1,12 @@
 //! The plugin without a sandbox.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use millgate_sdk::testing::{
     MockContext, assert_manifest, assert_split_invariant, configure_checked, inspect,
 };
