@@ -48,6 +48,7 @@ pub(super) fn run(shared: &Shared) {
                 let waiting = {
                     let mut state = shared.state.write();
                     state.leaving = None;
+                    state.stuck = None;
                     std::mem::take(&mut state.waiting)
                 };
                 shared.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
@@ -60,6 +61,13 @@ pub(super) fn run(shared: &Shared) {
                     tracing::error!(%error, "writes stay in the journal");
                 }
                 told = true;
+                let waiting = {
+                    let mut state = shared.state.write();
+                    state.stuck = Some(error);
+                    std::mem::take(&mut state.waiting)
+                };
+                // They wait for room that may not come: each is told.
+                waiting.into_iter().for_each(|waker| waker.wake());
                 shared.counters.failures.fetch_add(1, Ordering::Relaxed);
                 thread::park_timeout(RETRY);
             }
@@ -67,19 +75,26 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-/// Moves a table into the tree, syncs the tree, removes the journal files up to `last`.
-fn move_table(shared: &Shared, table: &Table, last: u64) -> Result<()> {
+/// Whether the disk has room for a table to move into the tree. A disk that fills up under sled makes
+/// it useless until it is opened again, and opening needs room too: then even reads would fail. So
+/// the table waits in memory and in the journal.
+pub(super) fn has_room(shared: &Shared, table: &Table) -> Result<()> {
     let dir = shared.tree.dir();
-    // A disk that fills up under sled makes it useless until it is opened again, and opening needs
-    // room too: then even reads would fail. So the table waits in memory and in the journal.
     let free =
         fs2::available_space(dir).map_err(|error| Error::io("ask for the room in", dir, error))?;
     if free < 4 * table.bytes() as u64 + SPARE {
         return Err(Error::DiskFull {
             path: dir.to_path_buf(),
-            source: std::sync::Arc::new(ErrorKind::StorageFull.into()),
+            source: Arc::new(ErrorKind::StorageFull.into()),
         });
     }
+    Ok(())
+}
+
+/// Moves a table into the tree, syncs the tree, removes the journal files up to `last`.
+fn move_table(shared: &Shared, table: &Table, last: u64) -> Result<()> {
+    let dir = shared.tree.dir();
+    has_room(shared, table)?;
     let opened = shared.tree.opened();
     let mut writes = table.iter().peekable();
     while writes.peek().is_some() {

@@ -121,6 +121,8 @@ struct State {
     unwritten: usize,
     /// Why the last write to the disk failed; `None` once one succeeds.
     failing: Option<Error>,
+    /// Why the table that was set aside cannot move into the tree; `None` once it has.
+    stuck: Option<Error>,
     /// Who waits for room in the queue.
     waiting: Vec<Waker>,
     closed: bool,
@@ -179,6 +181,7 @@ impl SledStore {
             durable: next,
             unwritten: 0,
             failing: None,
+            stuck: None,
             waiting: Vec::new(),
             closed: false,
         };
@@ -383,6 +386,15 @@ impl Shared {
         }
         if let Some(error) = &state.failing {
             return Poll::Ready(Err(error.clone()));
+        }
+        if let Some(error) = &state.stuck {
+            // The checkpointer tries again on its own, but whoever made room need not wait for that.
+            let waits = state.leaving.as_ref().map(|leaving| &leaving.table);
+            if waits.is_none_or(|table| checkpoint::has_room(self, table).is_err()) {
+                return Poll::Ready(Err(error.clone()));
+            }
+            state.stuck = None;
+            self.wake_checkpointer();
         }
         if let Some(context) = context {
             state.waiting.push(context.waker().clone());
