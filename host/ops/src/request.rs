@@ -255,7 +255,7 @@ impl Request {
             .iter()
             .map(|(key, value)| (key.as_ref().into(), span_in(text, value)))
             .collect();
-        Ok(Self {
+        let request = Self {
             endpoint,
             tenant,
             language,
@@ -270,7 +270,32 @@ impl Request {
             model_span,
             fields,
             body,
-        })
+        };
+        request.check_fields()?;
+        Ok(request)
+    }
+
+    /// Refuses standard fields of a wrong type or sign here, whoever serves the model, so that a
+    /// client gets the same answer from every model.
+    fn check_fields(&self) -> Result<(), ApiError> {
+        let least_zero = |name: &str| match self.value::<f64>(name)? {
+            Some(value) if value < 0.0 => Err(ApiError::invalid(
+                format!("`{name}` must not be negative"),
+                Some(name),
+            )),
+            _ => Ok(()),
+        };
+        least_zero("temperature")?;
+        least_zero("top_p")?;
+        self.value::<u32>("max_tokens")?;
+        self.value::<u32>("max_completion_tokens")?;
+        if self
+            .field("stop")
+            .is_some_and(|stop| !stop.starts_with('"'))
+        {
+            self.value::<Vec<String>>("stop")?;
+        }
+        Ok(())
     }
 
     /// The body as JSON text, as it came.
