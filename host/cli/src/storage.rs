@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use millgate_ops::Traces;
-use millgate_store::{AuditLog, Blobs, SledOptions, SledStore, Store};
+use millgate_store::audit::{self, AuditError, AuditReport};
+use millgate_store::{Blobs, SledOptions, SledStore, Store};
 
 /// A data folder's store.
 pub struct Storage {
@@ -35,12 +36,11 @@ impl Storage {
         Ok(Traces::open(self.store.clone(), Arc::new(blobs))?)
     }
 
-    /// The audit log in it.
-    pub fn audit(&self) -> Result<AuditLog> {
-        Ok(AuditLog::open(
-            self.store.clone(),
-            self.data.join("audit.key"),
-        )?)
+    /// Checks the audit log in it. The log is not opened for writing, which a damaged one would refuse before the
+    /// bad entry is found.
+    pub fn verify_audit(&self) -> Result<Result<AuditReport, AuditError>> {
+        let key = audit::public_key(self.data.join("audit.key"))?;
+        Ok(audit::verify(&*self.store, key.as_deref(), None))
     }
 }
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::component::{
-    ComponentExportIndex, ComponentNamedList, Instance, InstancePre, Lift, Lower, ResourceAny,
+    ComponentNamedList, Instance, InstancePre, Lift, Lower, ResourceAny,
 };
 use wasmtime::{Engine, Store, Trap, UpdateDeadline};
 
 use crate::call::CallContext;
 use crate::contract::types::StageError;
 use crate::engine::ticks;
+use crate::exports::Lookup;
 use crate::failure::Failure;
 use crate::fault::{clip, scrub};
 use crate::permits::Permit;
@@ -108,7 +109,7 @@ impl Live {
     /// Calls a function whose answer cannot be an error.
     pub(crate) async fn call_plain<P, R>(
         &mut self,
-        export: &ComponentExportIndex,
+        export: &impl Lookup<P, R>,
         params: P,
     ) -> Result<R, Failure>
     where
@@ -125,10 +126,7 @@ impl Live {
         };
         self.calls = self.calls.saturating_add(1);
         self.store.data_mut().begin_call();
-        let called = match self
-            .instance
-            .get_typed_func::<P, (R,)>(&mut self.store, export)
-        {
+        let called = match export.function(&self.instance, &mut self.store) {
             // Nothing waits for the host in `configure`, so it needs no timer, and no runtime.
             Ok(function) if self.is_async && configuring => {
                 self.store.set_epoch_deadline(ticks(deadline));
@@ -162,7 +160,7 @@ impl Live {
     /// Calls a function that returns a `result<R, stage-error>`.
     pub(crate) async fn call<P, R>(
         &mut self,
-        export: &ComponentExportIndex,
+        export: &impl Lookup<P, Result<R, StageError>>,
         params: P,
     ) -> Result<R, Failure>
     where

@@ -4,20 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use wasmtime::component::{Instance, ResourceAny};
+use wasmtime::component::Instance;
 use wasmtime::{Engine, Store};
 
 use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::contract::Interface;
-use crate::contract::compliance::Verdict;
 use crate::contract::deployment::{Arm, Choice, Recommendation, Rollout};
 use crate::contract::evaluation::{Answer, Evaluation};
 use crate::contract::monitoring::{Event, Report};
 use crate::contract::types::{Label, StageError};
 use crate::contract::validation::{Judgement, Sample};
 use crate::error::{Error, Result};
-use crate::exports::Exports;
+use crate::exports::{Exports, Lookup as _};
 use crate::image::{self, Images};
 use crate::imports::{self, Context};
 use crate::instance::Mode;
@@ -172,9 +171,9 @@ fn check_types(
     }
     check!(&exports.configure, (&str,), Fallible<()>);
     if let Some(e) = &exports.compliance {
-        check!(&e.new, (Lent,), (ResourceAny,));
-        check!(&e.push, (ResourceAny, &[&str]), Fallible<Verdict>);
-        check!(&e.finish, (ResourceAny,), Fallible<Verdict>);
+        e.new.function(&instance, store)?;
+        e.push.function(&instance, store)?;
+        e.finish.function(&instance, store)?;
     }
     if let Some(e) = &exports.validate {
         check!(e, (Lent, &[Sample]), Fallible<Vec<Judgement>>);

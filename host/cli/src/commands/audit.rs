@@ -15,7 +15,7 @@ pub fn run(command: AuditCommand) -> Result<ExitCode> {
 
 fn verify(args: AuditVerifyArgs) -> Result<ExitCode> {
     let storage = storage::Storage::open(&folders::data(args.data.data))?;
-    match storage.audit()?.verify() {
+    match storage.verify_audit()? {
         Ok(report) => {
             if args.json {
                 let value =
