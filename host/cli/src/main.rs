@@ -6,6 +6,7 @@ mod bench;
 mod client;
 mod commands;
 mod folders;
+mod memory;
 mod models;
 mod open;
 mod serving;

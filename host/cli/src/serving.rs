@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{LogFormat, ProcessArgs};
 use crate::open::{self, LoadError, Setup, explain};
-use crate::storage;
+use crate::{memory, storage};
 
 /// How many ports after a taken one are tried.
 const NEXT_PORTS: u16 = 50;
@@ -193,7 +193,9 @@ async fn start_platform(setup: &Setup, config: Config, sandbox: Sandbox) -> Resu
     let environment = setup.environment();
     let start = move || {
         let store = storage::open_store(&environment.data)?;
-        Platform::start_with(config, environment, store, sandbox).map_err(anyhow::Error::from)
+        let platform = Platform::start_with(config, environment, store, sandbox);
+        memory::give_back();
+        platform.map_err(anyhow::Error::from)
     };
     tokio::task::spawn_blocking(start)
         .await
@@ -286,6 +288,7 @@ async fn reload(setup: &Setup, platform: &Platform) {
         let generation = platform
             .reload(config, "signal:hangup")
             .map_err(|error| LoadError::Other(anyhow!("{error}")))?;
+        memory::give_back();
         Ok(generation)
     });
     match done.await {

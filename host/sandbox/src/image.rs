@@ -31,6 +31,21 @@ use crate::state::{CallState, Shared};
 /// Room that a guest with an allocator of its own is given; see [`config_text`].
 const ROOM: usize = 256 << 10;
 
+/// Runs a compilation on threads that end with it. What a compiler frees stays with the thread that used it: on
+/// threads that live on, the first plugin would cost 100 MiB for as long as the process runs.
+fn on_own_threads<T: Send>(compile: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let threads = rayon::ThreadPoolBuilder::new()
+        .thread_name(|index| format!("compile-{index}"))
+        .build();
+    match threads {
+        Ok(threads) => threads.install(compile),
+        Err(error) => {
+            tracing::debug!(%error, "no threads to compile on");
+            compile()
+        }
+    }
+}
+
 /// How long a load waits for a place in the pool.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -83,7 +98,7 @@ impl Images {
                 component,
                 configured: true,
             },
-            None => self.build(bytes, info, shared, &config, &key)?,
+            None => on_own_threads(|| self.build(bytes, info, shared, &config, &key))?,
         };
         tracing::debug!(
             stage = shared.spec.name,
