@@ -33,6 +33,7 @@ mod services;
 mod splice;
 mod sse;
 mod stage;
+mod tenants;
 #[cfg(test)]
 mod testing;
 mod text;

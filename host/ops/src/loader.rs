@@ -21,6 +21,7 @@ use crate::{
     rollout::Rollout,
     services::HostServices,
     stage::LoadedStage,
+    tenants::Tenants,
     upstream::Upstream,
 };
 
@@ -56,6 +57,7 @@ impl Loader<'_> {
         number: u64,
         old: &Parts,
     ) -> Result<(Generation, Parts)> {
+        let tenants = Tenants::of(&config)?;
         let mut parts = Parts::default();
         for (name, model) in &config.models {
             let fingerprint = format!("{model:?}");
@@ -119,6 +121,7 @@ impl Loader<'_> {
                 number,
                 config: Arc::new(config),
                 pipelines,
+                tenants,
             },
             parts,
         ))

@@ -14,6 +14,7 @@ use crate::{
     model::Backend,
     rollout::Rollout,
     stage::LoadedStage,
+    tenants::Tenants,
     trace::{Finish, Trace},
 };
 
@@ -22,6 +23,7 @@ pub(crate) struct Generation {
     pub number: u64,
     pub config: Arc<Config>,
     pub pipelines: Vec<Arc<Pipeline>>,
+    pub tenants: Tenants,
 }
 
 /// The ordered stages that a request passes, and the rollout that picks its model.

@@ -231,6 +231,23 @@ impl Platform {
         (generation.config.clone(), generation.number)
     }
 
+    /// Whose request this is, by the key that it bears (`Authorization: Bearer KEY`).
+    ///
+    /// # Errors
+    /// 401, where the config names tenants and the key is none of theirs.
+    pub fn tenant_of(&self, key: Option<&str>) -> Result<Arc<str>, ApiError> {
+        self.inner.core.generation.load().tenants.of_key(key)
+    }
+
+    /// Whether this key opens what only the operator may see: traces, alerts, rollouts.
+    ///
+    /// # Errors
+    /// 401, where it does not.
+    pub fn check_operator(&self, key: Option<&str>) -> Result<(), ApiError> {
+        let generation = self.inner.core.generation.load();
+        generation.tenants.check_operator(key)
+    }
+
     /// The model names that clients may ask for (patterns with `*` left out), for `/v1/models`.
     #[must_use]
     pub fn models(&self) -> Vec<String> {

@@ -152,6 +152,7 @@ pub(crate) fn core_with(
     };
     let generation = Generation {
         number: 3,
+        tenants: crate::tenants::Tenants::of(&config).unwrap(),
         config: Arc::new(config),
         pipelines: vec![Arc::new(pipeline)],
     };

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::component::{
-    ComponentNamedList, Instance, InstancePre, Lift, Lower, ResourceAny,
-};
+use wasmtime::component::{ComponentNamedList, Instance, InstancePre, Lift, Lower, ResourceAny};
 use wasmtime::{Engine, Store, Trap, UpdateDeadline};
 
 use crate::call::CallContext;

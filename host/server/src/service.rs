@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::header::ACCEPT_LANGUAGE;
+use http::header::{ACCEPT_LANGUAGE, AUTHORIZATION};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -148,10 +148,31 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
         "/healthz" => (Route::Health, health::alive()),
         "/readyz" => (Route::Health, health::ready(shared)),
         _ => match shared.ready() {
-            Some(ready) => rest(shared, ready, path, parts.uri.query(), get).await,
+            Some(ready) => match allowed(&ready.platform, path, &parts.headers) {
+                Ok(()) => rest(shared, ready, path, parts.uri.query(), get).await,
+                Err(error) => (Route::Other, answer::of_error(&error)),
+            },
             None => (Route::Other, answer::of_error(&loading())),
         },
     }
+}
+
+/// Whether a request may see what it asks for: `/api/v1` is the operator's, `/v1` the tenants'.
+fn allowed(platform: &Platform, path: &str, headers: &HeaderMap) -> Result<(), ApiError> {
+    if path.starts_with("/api/v1/") {
+        platform.check_operator(bearer(headers))
+    } else if path.starts_with("/v1/") {
+        platform.tenant_of(bearer(headers)).map(|_| ())
+    } else {
+        Ok(())
+    }
+}
+
+/// The key that a request bears (RFC 6750).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
 /// The routes that only look at the platform.
@@ -203,6 +224,11 @@ async fn generate(
         return answer::closing(answer::of_error(&loading()));
     };
     let platform = &ready.platform;
+    // Before the body: whoever has no key costs no memory.
+    let tenant = match platform.tenant_of(bearer(headers)) {
+        Ok(tenant) => tenant,
+        Err(error) => return answer::closing(answer::of_error(&error)),
+    };
     let limit = platform.config().0.server.max_body.0;
     let body = match read::json_body(headers, body, limit).await {
         Ok(body) => body,
@@ -211,7 +237,7 @@ async fn generate(
     let request = ApiRequest {
         endpoint,
         body,
-        tenant: DEFAULT_TENANT.clone(),
+        tenant,
         language: language_of(headers),
     };
     match platform.handle(request).await {
@@ -220,7 +246,6 @@ async fn generate(
     }
 }
 
-static DEFAULT_TENANT: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());
 static NO_LANGUAGE: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
 
 /// The language that the client likes best, where it says so.

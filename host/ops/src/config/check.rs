@@ -15,7 +15,7 @@ use super::{
 };
 
 /// The sections whose entries stand for themselves: a bad one is left out, the others go on.
-const NAMED: [&str; 3] = ["models", "stages", "pipelines"];
+const NAMED: [&str; 4] = ["tenants", "models", "stages", "pipelines"];
 /// The sections that are one thing.
 const SINGLE: [&str; 3] = ["server", "traces", "monitoring"];
 

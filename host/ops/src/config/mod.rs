@@ -27,6 +27,8 @@ pub use units::{ByteSize, Time, UnitError};
 pub struct Config {
     /// Where and how the API is served.
     pub server: ServerConfig,
+    /// Who may call, by the tenant's name. Without any, everyone may, as the tenant `default`.
+    pub tenants: BTreeMap<String, TenantConfig>,
     /// The models, by the name that pipelines use.
     pub models: BTreeMap<String, ModelConfig>,
     /// The stages: configured plugins, by the name that pipelines use.
@@ -49,6 +51,9 @@ pub struct ServerConfig {
     pub max_body: ByteSize,
     /// How long requests in flight may take to finish after SIGTERM.
     pub drain: Time,
+    /// The environment variable that holds the operator's key, which opens `/api/v1`. Without it everyone may look at
+    /// `/api/v1` where there are no tenants, and nobody where there are.
+    pub operator_key_env: Option<String>,
 }
 
 impl Default for ServerConfig {
@@ -57,8 +62,19 @@ impl Default for ServerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             max_body: ByteSize(4 << 20),
             drain: Time(Duration::from_secs(30)),
+            operator_key_env: None,
         }
     }
+}
+
+/// A tenant: a team or a customer, known by API keys of its own.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct TenantConfig {
+    /// The environment variable that holds a key.
+    pub key_env: Option<String>,
+    /// SHA-256 of keys, in hexadecimal: `printf %s KEY | sha256sum`. Two at once let a key be changed without a gap.
+    pub key_sha256: Vec<String>,
 }
 
 /// A model: exactly one of `pull`, `path` and `upstream`.

@@ -12,7 +12,7 @@ use super::{
 
 /// Reports references to what does not exist, and what does not make sense together.
 pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_>) {
-    for section in ["models", "stages", "pipelines"] {
+    for section in ["tenants", "models", "stages", "pipelines"] {
         for entry in document.get(section).map(Node::entries).unwrap_or_default() {
             // Names become keys in the store, labels of metrics and parts of URLs.
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -21,6 +21,30 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
                     &entry.span,
                     format!("`{}` is no name", entry.key),
                     "a name has 1 to 64 letters, digits, `-`, `_` or `.`",
+                );
+            }
+        }
+    }
+    for (name, tenant) in &config.tenants {
+        let here = document.span_of(&[Key("tenants"), Key(name)]);
+        if tenant.key_env.is_none() && tenant.key_sha256.is_empty() {
+            problems.add(
+                &here,
+                format!("`tenants.{name}` has no key"),
+                "write key-env = \"VARIABLE\", or key-sha256 = [\"…\"] with the output of: printf %s KEY | sha256sum",
+            );
+        }
+        for (index, hash) in tenant.key_sha256.iter().enumerate() {
+            if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                problems.add(
+                    &document.span_of(&[
+                        Key("tenants"),
+                        Key(name),
+                        Key("key-sha256"),
+                        Index(index),
+                    ]),
+                    format!("`tenants.{name}.key-sha256` holds what is no SHA-256"),
+                    "write the 64 hexadecimal digits of: printf %s KEY | sha256sum",
                 );
             }
         }
