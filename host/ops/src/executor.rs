@@ -13,7 +13,7 @@ use crate::{
     error::ApiError,
     flight::Flight,
     local::{self, LocalRequest},
-    model::Backend,
+    model::Ready,
     request::{ApiRequest, Request},
     response::{Body, Event, Response},
     stage::LoadedStage,
@@ -61,8 +61,15 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
     let (trace, model, endpoint) = (flight.trace.id, request.model.clone(), request.endpoint);
     let created = flight.trace.at_ms / 1000;
     let backend = flight.pipeline.arms.get(arm).map(|arm| arm.backend.clone());
+    let backend = match backend {
+        Some(backend) => match backend.ready().await {
+            Ok(ready) => Some(ready),
+            Err(error) => return Err(flight.fail(Finish::Error, error).await),
+        },
+        None => None,
+    };
     let body = match backend {
-        Some(Backend::Local(model)) => {
+        Some(Ready::Local(model)) => {
             let (stream, include_usage) = (request.stream, request.include_usage);
             let asked = match LocalRequest::read(&request) {
                 Ok(asked) => asked,
@@ -81,7 +88,7 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
                 Body::Completion(answer.whole().await?)
             }
         }
-        Some(Backend::Upstream(upstream)) => {
+        Some(Ready::Upstream(upstream)) => {
             let body = request.upstream_body(upstream.model.as_deref());
             let (endpoint, stream) = (request.endpoint, request.stream);
             drop(request);

@@ -30,6 +30,7 @@ pub mod request;
 pub mod response;
 mod rollout;
 mod services;
+mod shelf;
 mod splice;
 mod sse;
 mod stage;

@@ -1,8 +1,14 @@
 //! From a config to a generation: models opened, stages loaded, actors started. What did not change
 //! since the last generation is taken over as it stands: no model is read twice, no monitor forgets.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use millgate_infer::EngineOptions;
 use millgate_sandbox::{
     DeploymentActor, FailurePolicy, Grant, InferenceGrant, Isolation, Limits, MonitorActor,
     MonitorOptions, Sandbox, Services, StageSpec, StateGrant,
@@ -11,7 +17,10 @@ use millgate_store::{Digest, Store};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    config::{Config, IsolationConfig, MonitoringConfig, OnFailure, PipelineConfig, StageConfig},
+    config::{
+        Config, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure, PipelineConfig,
+        StageConfig,
+    },
     error::{Error, Result},
     local::LocalModel,
     metrics::Metrics,
@@ -20,6 +29,7 @@ use crate::{
     platform::Environment,
     rollout::Rollout,
     services::HostServices,
+    shelf::Shelf,
     stage::LoadedStage,
     tenants::Tenants,
     upstream::Upstream,
@@ -46,6 +56,7 @@ pub(crate) struct Loader<'a> {
     pub services: &'a Arc<HostServices>,
     pub store: &'a Arc<dyn Store>,
     pub metrics: &'a Metrics,
+    pub shelf: &'a Arc<Shelf>,
 }
 
 impl Loader<'_> {
@@ -58,6 +69,7 @@ impl Loader<'_> {
         old: &Parts,
     ) -> Result<(Generation, Parts)> {
         let tenants = Tenants::of(&config)?;
+        let budget = self.budget(&config)?;
         let mut parts = Parts::default();
         for (name, model) in &config.models {
             let fingerprint = format!("{model:?}");
@@ -109,6 +121,9 @@ impl Loader<'_> {
                 &mut parts,
             )?));
         }
+        // From here on nothing fails: what follows changes what the running generation sees.
+        self.shelf
+            .set_budget(config.server.model_memory.map(|bytes| bytes.0), budget);
         self.services.set_models(
             parts
                 .models
@@ -127,7 +142,7 @@ impl Loader<'_> {
         ))
     }
 
-    fn model(&self, name: &str, config: &crate::config::ModelConfig) -> Result<Backend> {
+    fn model(&self, name: &str, config: &ModelConfig) -> Result<Backend> {
         let failed = |why: String| Error::Model {
             model: name.to_owned(),
             why,
@@ -137,17 +152,75 @@ impl Loader<'_> {
                 Upstream::new(name, upstream).map_err(failed)?,
             )));
         }
-        let path = match (&config.path, &config.pull) {
-            (Some(path), _) => self.environment.plugins.resolve(path),
-            (None, Some(pull)) => self.environment.models.path(pull).map_err(failed)?,
-            (None, None) => {
-                return Err(failed(
-                    "it has neither `pull`, `path` nor `upstream`".to_owned(),
-                ));
-            }
-        };
+        let path = self.model_path(config).map_err(failed)?;
+        if config.load == Load::OnUse {
+            let bytes = self.model_bytes(config).map_err(failed)?;
+            let model = self.shelf.add(name, path, config.clone(), bytes);
+            return Ok(Backend::OnUse(model));
+        }
         let model = LocalModel::start(&path, config).map_err(|error| failed(error.to_string()))?;
         Ok(Backend::Local(Arc::new(model)))
+    }
+
+    /// Where a local model's file lies.
+    fn model_path(&self, config: &ModelConfig) -> std::result::Result<PathBuf, String> {
+        match (&config.path, &config.pull) {
+            (Some(path), _) => Ok(self.environment.plugins.resolve(path)),
+            (None, Some(pull)) => self.environment.models.path(pull),
+            (None, None) => Err("it has neither `pull`, `path` nor `upstream`".to_owned()),
+        }
+    }
+
+    /// The memory that a local model takes: its weights and its key-value cache.
+    fn model_bytes(&self, config: &ModelConfig) -> std::result::Result<u64, String> {
+        let path = self.model_path(config)?;
+        let read = |path: &Path| -> std::io::Result<u64> {
+            if !path.is_dir() {
+                return Ok(path.metadata()?.len());
+            }
+            let mut bytes = 0;
+            for entry in path.read_dir()? {
+                bytes += entry?.metadata()?.len();
+            }
+            Ok(bytes)
+        };
+        let file = read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let cache = config
+            .kv_cache
+            .map_or(EngineOptions::default().kv_bytes as u64, |bytes| bytes.0);
+        Ok(file + cache)
+    }
+
+    /// The memory of the models that stay. An error where they, or one that is loaded by use beside them, do not fit.
+    fn budget(&self, config: &Config) -> Result<u64> {
+        let Some(limit) = config.server.model_memory else {
+            return Ok(0);
+        };
+        let (mut fixed, mut largest) = (0, (0, ""));
+        for (name, model) in &config.models {
+            if model.upstream.is_some() {
+                continue;
+            }
+            let bytes = self.model_bytes(model).map_err(|why| Error::Model {
+                model: name.clone(),
+                why,
+            })?;
+            match model.load {
+                Load::Start => fixed += bytes,
+                Load::OnUse => largest = largest.max((bytes, name)),
+            }
+        }
+        if fixed + largest.0 > limit.0 {
+            return Err(Error::Refused(format!(
+                "server.model-memory is {} bytes, but models that are loaded at the start take {fixed} (files and key-value caches){}; raise it, or lower models.NAME.kv-cache",
+                limit.0,
+                match largest.1 {
+                    "" => String::new(),
+                    name => format!(" and `{name}` {} beside them", largest.0),
+                }
+            )));
+        }
+        Ok(fixed)
     }
 
     fn pipeline(

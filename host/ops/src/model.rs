@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::{future::BoxFuture, stream::BoxStream};
 use millgate_infer as infer;
 
-use crate::upstream::Upstream;
+use crate::{error::ApiError, shelf::OnUse, upstream::Upstream};
 
 /// A language model in this process. One implementation is the inference core's engine; tests
 /// bring others.
@@ -31,5 +31,27 @@ pub trait LanguageModel: Send + Sync + 'static {
 #[derive(Clone)]
 pub(crate) enum Backend {
     Local(Arc<dyn LanguageModel>),
+    /// Loaded when it is asked for.
+    OnUse(Arc<OnUse>),
     Upstream(Arc<Upstream>),
+}
+
+/// Who answers, loaded.
+pub(crate) enum Ready {
+    Local(Arc<dyn LanguageModel>),
+    Upstream(Arc<Upstream>),
+}
+
+impl Backend {
+    /// Loads what has to be loaded. A local model stays loaded as long as the answer is held.
+    ///
+    /// # Errors
+    /// 503: the model cannot be read, or finds no room.
+    pub(crate) async fn ready(self) -> Result<Ready, ApiError> {
+        Ok(match self {
+            Self::Local(model) => Ready::Local(model),
+            Self::OnUse(model) => Ready::Local(model.lease().await?),
+            Self::Upstream(upstream) => Ready::Upstream(upstream),
+        })
+    }
 }

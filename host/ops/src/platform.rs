@@ -25,6 +25,7 @@ use crate::{
     response::Response,
     rollout::RolloutStatus,
     services::HostServices,
+    shelf::Shelf,
     traces::Traces,
 };
 
@@ -70,6 +71,7 @@ struct Inner {
     audit: Arc<AuditLog>,
     sandbox: Sandbox,
     services: Arc<HostServices>,
+    shelf: Arc<Shelf>,
     store: Arc<dyn Store>,
     environment: Environment,
     /// What the present generation is made of. The lock is held for the whole of a reload.
@@ -118,12 +120,14 @@ impl Platform {
         let alerts = AlertBook::open(store.clone(), metrics.clone())?;
         let services = Arc::new(HostServices::new(store.clone(), metrics.clone(), alerts));
 
+        let shelf = Shelf::new();
         let loader = Loader {
             environment: &environment,
             sandbox: &sandbox,
             services: &services,
             store: &store,
             metrics: &metrics,
+            shelf: &shelf,
         };
         let number = next_generation(&store)?;
         let (generation, mut parts) = loader.load(config, number, &Parts::default())?;
@@ -135,15 +139,17 @@ impl Platform {
             described(&generation),
         )?;
         let core = Core::new(generation, traces, metrics);
-        let background = vec![AbortOnDropHandle::new(
-            runtime.spawn(retention(core.clone())),
-        )];
+        let background = vec![
+            AbortOnDropHandle::new(runtime.spawn(retention(core.clone()))),
+            AbortOnDropHandle::new(runtime.spawn(sweep(shelf.clone()))),
+        ];
         Ok(Platform {
             inner: Arc::new(Inner {
                 core,
                 audit,
                 sandbox,
                 services,
+                shelf,
                 store,
                 environment,
                 parts: Mutex::new(parts),
@@ -176,6 +182,7 @@ impl Platform {
             services: &inner.services,
             store: &inner.store,
             metrics: &inner.core.metrics,
+            shelf: &inner.shelf,
         };
         let number = next_generation(&inner.store)?;
         let loaded = loader.load(config, number, &parts);
@@ -198,6 +205,12 @@ impl Platform {
         inner.core.generation.store(Arc::new(generation));
         *parts = next;
         Ok(number)
+    }
+
+    /// Names and bytes of the models with `load = "on-use"` that are loaded now.
+    #[must_use]
+    pub fn loaded_by_use(&self) -> Vec<(String, u64)> {
+        self.inner.shelf.loaded()
     }
 
     /// The traces.
@@ -321,6 +334,17 @@ impl Platform {
             .audit
             .append("millgate", "platform.stop", "config", json!({}))?;
         Ok(self.inner.store.flush()?)
+    }
+}
+
+/// Unloads what was idle for long.
+async fn sweep(shelf: Arc<Shelf>) {
+    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        clock.tick().await;
+        let shelf = shelf.clone();
+        // Freeing a model's memory takes a while.
+        let _ = tokio::task::spawn_blocking(move || shelf.sweep()).await;
     }
 }
 

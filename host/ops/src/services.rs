@@ -45,9 +45,14 @@ impl HostServices {
         self.models.store(Arc::new(models));
     }
 
-    fn local(&self, model: &str) -> Result<Arc<dyn LanguageModel>, StageError> {
-        match self.models.load().get(model) {
-            Some(Backend::Local(model)) => Ok(model.clone()),
+    async fn local(&self, model: &str) -> Result<Arc<dyn LanguageModel>, StageError> {
+        let found = self.models.load().get(model).cloned();
+        match found {
+            Some(Backend::Local(model)) => Ok(model),
+            Some(Backend::OnUse(model)) => model
+                .lease()
+                .await
+                .map_err(|error| StageError::unavailable("not-loaded", error.message)),
             Some(Backend::Upstream(_)) => Err(StageError::unavailable(
                 "not-local",
                 format!(
@@ -220,7 +225,7 @@ impl Services for HostServices {
         request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>> {
         async move {
-            let model = self.local(&request.model)?;
+            let model = self.local(&request.model).await?;
             let prompt = match request.chat {
                 true => Prompt::Chat(vec![ChatMessage::new("user", request.prompt)]),
                 false => Prompt::Text(request.prompt),
@@ -268,8 +273,8 @@ impl Services for HostServices {
         model: &str,
         texts: Vec<String>,
     ) -> BoxFuture<'_, Result<(Vec<Vec<f32>>, u32), StageError>> {
-        let model = self.local(model);
-        async move { model?.embed(texts).await.map_err(failed) }.boxed()
+        let model = model.to_owned();
+        async move { self.local(&model).await?.embed(texts).await.map_err(failed) }.boxed()
     }
 
     fn score(
@@ -278,9 +283,14 @@ impl Services for HostServices {
         model: &str,
         text: String,
     ) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {
-        let model = self.local(model);
+        let model = model.to_owned();
         async move {
-            let scores = model?.score(text).await.map_err(failed)?;
+            let scores = self
+                .local(&model)
+                .await?
+                .score(text)
+                .await
+                .map_err(failed)?;
             Ok(scores
                 .into_iter()
                 .filter_map(|score| score.logprob.map(f64::from))

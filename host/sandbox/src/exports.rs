@@ -104,12 +104,12 @@ where
         store: &mut Store<CallState>,
     ) -> wasmtime::Result<TypedFunc<S::Params<'a>, (S::Answer,)>> {
         if !self.fits.load(Ordering::Relaxed) {
-            let function = instance.get_typed_func(&mut *store, &self.index)?;
+            let function = instance.get_typed_func(&mut *store, self.index)?;
             self.fits.store(true, Ordering::Relaxed);
             return Ok(function);
         }
         let function = instance
-            .get_func(store, &self.index)
+            .get_func(store, self.index)
             .ok_or_else(|| wasmtime::Error::msg("the export is gone"))?;
         // SAFETY: a component's export has one type in all its instances, and that type was compared with this very
         // signature when `fits` was set. The signature is fixed by `S`, apart from the lifetime of borrowed text.

@@ -54,6 +54,17 @@ pub(crate) fn metrics(platform: &Platform, in_flight: usize) -> Response<AnswerB
             bytes,
         );
     }
+    let by_use: u64 = platform
+        .loaded_by_use()
+        .iter()
+        .map(|(_, bytes)| bytes)
+        .sum();
+    gauge(
+        "millgate_models_loaded_by_use_bytes",
+        "gauge",
+        "Memory set aside for the models that are loaded by use and are loaded now.",
+        by_use as f64,
+    );
     answer::text(text, "text/plain; version=0.0.4; charset=utf-8")
 }
 

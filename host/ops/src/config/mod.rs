@@ -54,6 +54,9 @@ pub struct ServerConfig {
     /// The environment variable that holds the operator's key, which opens `/api/v1`. Without it everyone may look at
     /// `/api/v1` where there are no tenants, and nobody where there are.
     pub operator_key_env: Option<String>,
+    /// Memory for all local models together: their files and key-value caches. Models with `load = "on-use"` make room
+    /// for each other within it.
+    pub model_memory: Option<ByteSize>,
 }
 
 impl Default for ServerConfig {
@@ -63,6 +66,7 @@ impl Default for ServerConfig {
             max_body: ByteSize(4 << 20),
             drain: Time(Duration::from_secs(30)),
             operator_key_env: None,
+            model_memory: None,
         }
     }
 }
@@ -95,6 +99,21 @@ pub struct ModelConfig {
     pub queue: Option<u32>,
     /// Memory for the key-value cache. Local models only.
     pub kv_cache: Option<ByteSize>,
+    /// When the model is read. Local models only.
+    pub load: Load,
+    /// A model that is loaded by use is unloaded when nobody used it for this long.
+    pub unload_after: Option<Time>,
+}
+
+/// When a model is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Load {
+    /// At the start, and it stays.
+    #[default]
+    Start,
+    /// By the first request for it; it is unloaded to make room for another, or after `unload-after`.
+    OnUse,
 }
 
 /// A remote endpoint that speaks the OpenAI API.

@@ -2,7 +2,7 @@
 //! must add up.
 
 use super::{
-    Config, GrantConfig, ModelConfig, PipelineConfig,
+    Config, GrantConfig, Load, ModelConfig, PipelineConfig,
     problem::{Problems, suggest},
     tree::{
         Node,
@@ -147,10 +147,24 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
             "write pull = \"smollm2-135m-instruct\", path = \"model.gguf\" or upstream = { url = \"http://…/v1\" }",
         );
     }
+    if model.unload_after.is_some() && model.load == Load::Start {
+        problems.add(
+            &document.span_of(&[Key("models"), Key(name), Key("unload-after")]),
+            format!("`models.{name}.unload-after` is for models that are loaded by use"),
+            "write load = \"on-use\" beside it",
+        );
+    }
     let Some(upstream) = &model.upstream else {
         return;
     };
-    let local = ["threads", "max-sequences", "queue", "kv-cache"];
+    let local = [
+        "threads",
+        "max-sequences",
+        "queue",
+        "kv-cache",
+        "load",
+        "unload-after",
+    ];
     for key in local
         .into_iter()
         .filter(|key| document.has(&["models", name, key]))
