@@ -212,7 +212,7 @@ impl Bench {
         let time = |tail: u32| {
             let mut request = self.request(512, 0, 1);
             if let Prompt::Tokens(tokens) = &mut request.prompt {
-                tokens.extend((0..8).map(|place| 1000 + tail * 8 + place));
+                tokens.extend((1..9).map(|place| (tail * 8 + place) % self.vocabulary));
             }
             let finish = finish(self.engine.generate(request)?, |_| ())?;
             Ok((finish.queue_time + finish.prefill_time).as_secs_f64())

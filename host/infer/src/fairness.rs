@@ -161,9 +161,9 @@ mod tests {
         tenants.arrive(&b);
         assert_eq!(tenants.counter(&b), 5000);
         // Nor with an empty queue; but a debt stays.
-        tenants.charge(&a, 200);
         tenants.serve(&a);
         tenants.serve(&b);
+        tenants.charge(&a, 200);
         tenants.charge(&b, 10);
         let c = Arc::from("c");
         tenants.arrive(&c);
