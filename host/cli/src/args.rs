@@ -34,7 +34,7 @@ pub enum Command {
     /// Gets models by name
     #[command(subcommand)]
     Model(ModelCommand),
-    /// Measures stages and the gateway on this machine
+    /// Measures stages, the gateway and models on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
     /// The tamper-evident log
@@ -327,6 +327,8 @@ pub enum BenchCommand {
     Stage(BenchStageArgs),
     /// The real server under load, before an upstream with a fixed answer
     Gateway(BenchGatewayArgs),
+    /// A model: prompts and answers per second, and what the machine allows
+    Model(BenchModelArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -371,6 +373,24 @@ pub struct BenchGatewayArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchModelArgs {
+    /// A GGUF file, or the name of a model that was pulled
+    #[arg(default_value = "smollm2-135m-instruct")]
+    pub model: String,
+    /// Threads that compute; 0 takes one for each physical core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+    /// One short run for each figure, in place of the median of five
+    #[arg(long)]
+    pub quick: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
 }
 
 #[derive(Debug, Subcommand)]

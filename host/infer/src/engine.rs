@@ -1,18 +1,21 @@
 //! The engine: a model that runs on a thread of its own and serves many requests at once.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::fairness::Tenants;
 use crate::llama::SessionOptions;
 use crate::ops::PAGE_TOKENS;
 use crate::output::Output;
+use crate::pace::retry_after;
+use crate::prefix::Namespace;
 use crate::sampling::Sampler;
 use crate::scheduler::{EXTRA_OUTPUTS, Scheduler};
-use crate::sequence::{Generating, Goal, Sequence, text_of};
-use crate::{Error, Event, GenerateRequest, Model, Priority, Prompt, Result, TokenScore};
+use crate::sequence::{Generating, Goal, Sequence, Terms, text_of};
+use crate::{Error, Event, GenerateRequest, Model, Prompt, Result, TokenScore};
 
 /// Most strings of `stop` and of `ban`, and most bytes of each.
 const MOST_STRINGS: usize = 64;
@@ -27,12 +30,17 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Requests that are computed at once.
     pub max_sequences: usize,
-    /// Requests that may wait beyond those; one more is refused with [`Error::QueueFull`].
+    /// Requests that may wait beyond those; one more is refused with [`Error::QueueFull`], or takes the place of one
+    /// whose tenant has more requests in the queue.
     pub queue: usize,
-    /// Memory for the keys and values of all requests, in bytes. It is taken from the system as it is used.
+    /// Memory for the keys and values of all requests, in bytes, those kept for later requests with the same
+    /// beginning included. It is taken from the system as it is used.
     pub kv_bytes: usize,
-    /// Prompt tokens computed in one step, so that a long prompt does not stall the other requests.
+    /// Prompt tokens computed in one step at most.
     pub prefill_chunk: usize,
+    /// How long a step may take while answers are under way: fewer prompt tokens are computed in it where, by the
+    /// steps so far, more would take longer (but always some). Changes no answer.
+    pub max_step: Duration,
 }
 
 impl Default for EngineOptions {
@@ -43,6 +51,7 @@ impl Default for EngineOptions {
             queue: 64,
             kv_bytes: 512 << 20,
             prefill_chunk: 256,
+            max_step: Duration::from_millis(50),
         }
     }
 }
@@ -60,13 +69,21 @@ pub struct Stats {
     pub cancelled: u64,
     /// Requests refused because the queue was full.
     pub refused: u64,
+    /// Requests that were ended at their deadline.
+    pub late: u64,
     /// Times that a request was set back to free KV memory for an older one.
     pub preempted: u64,
     /// Prompt tokens computed since the start, recomputed ones included.
     pub prompt_tokens: u64,
     /// Tokens generated since the start, those of rewinds included.
     pub generated_tokens: u64,
-    /// KV memory in use, in bytes.
+    /// Prompt tokens that were not computed, because others with the same beginning had been.
+    pub hit_tokens: u64,
+    /// KV pages (of 32 tokens) that no request uses, and that are kept for later ones.
+    pub cached_pages: usize,
+    /// Kept pages whose memory was given to other tokens, since the start.
+    pub evictions: u64,
+    /// KV memory of the requests that are being computed, in bytes.
     pub kv_bytes_used: usize,
     /// KV memory in all, in bytes.
     pub kv_bytes_total: usize,
@@ -86,6 +103,7 @@ pub(crate) struct Inbox {
     /// Requests in the engine: arrived, waiting or active.
     pub(crate) inside: usize,
     numbers: u64,
+    pub(crate) tenants: Tenants,
     /// The last handle is gone.
     pub(crate) closing: bool,
     /// The thread has ended.
@@ -98,11 +116,34 @@ pub(crate) struct Counts {
     pub(crate) active: AtomicUsize,
     pub(crate) finished: AtomicU64,
     pub(crate) cancelled: AtomicU64,
-    refused: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) late: AtomicU64,
     pub(crate) preempted: AtomicU64,
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) generated_tokens: AtomicU64,
+    pub(crate) hit_tokens: AtomicU64,
+    pub(crate) cached_pages: AtomicUsize,
+    pub(crate) evictions: AtomicU64,
     pub(crate) kv_bytes_used: AtomicUsize,
+    /// When the next request is expected to end, in nanoseconds from now.
+    next_place: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    pub(crate) fn next_place(&self) -> Duration {
+        Duration::from_nanos(self.next_place.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_next_place(&self, after: Duration) {
+        let nanos = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        self.next_place.store(nanos, Ordering::Relaxed);
+    }
 }
 
 /// A handle to a running engine; clones share it. The engine ends when the last handle is dropped; what is
@@ -123,11 +164,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared
-            .inbox
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .closing = true;
+        self.shared.lock().closing = true;
         self.shared.wake.notify_all();
     }
 }
@@ -150,6 +187,11 @@ impl Engine {
             kv_bytes: options.kv_bytes,
         })?;
         let (pages, page_bytes) = (session.pages(), session.page_bytes());
+        if pages * page_bytes > options.kv_bytes {
+            return Err(Error::Invalid(format!(
+                "kv_bytes must be at least {page_bytes}, what {PAGE_TOKENS} tokens of this model take"
+            )));
+        }
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             wake: Condvar::new(),
@@ -182,7 +224,7 @@ impl Engine {
         &self.handle.model
     }
 
-    /// Queues a request. Fails at once with [`Error::QueueFull`], [`Error::ContextExceeded`],
+    /// Queues a request. Fails at once with [`Error::QueueFull`], [`Error::ContextExceeded`], [`Error::KvTooSmall`],
     /// [`Error::Invalid`], [`Error::Template`] or [`Error::Stopped`].
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
         let model = &self.handle.model;
@@ -217,7 +259,16 @@ impl Engine {
             rewinds: 0,
             first_token: None,
         }));
-        self.submit(goal, tokens, request.priority)?;
+        let terms = Terms {
+            priority: request.priority,
+            tenant: request.tenant,
+            namespace: Namespace {
+                salt: request.cache_salt,
+                adapter: 0,
+            },
+            deadline: request.deadline,
+        };
+        self.submit(goal, tokens, terms)?;
         Ok(Generation {
             events: receiver,
             ended: false,
@@ -246,7 +297,7 @@ impl Engine {
                 reply,
             },
             tokens,
-            Priority::Low,
+            Terms::default(),
         )?;
         receiver.await.map_err(|_| Error::Stopped)?
     }
@@ -264,7 +315,7 @@ impl Engine {
                     reply,
                 },
                 tokens,
-                Priority::Low,
+                Terms::default(),
             )?;
             out.push(receiver.await.map_err(|_| Error::Stopped)??);
         }
@@ -273,8 +324,8 @@ impl Engine {
 
     /// Counts and gauges, for metrics.
     pub fn stats(&self) -> Stats {
-        let Shared { inbox, counts, .. } = &*self.handle.shared;
-        let inside = inbox.lock().unwrap_or_else(PoisonError::into_inner).inside;
+        let counts = &self.handle.shared.counts;
+        let inside = self.handle.shared.lock().inside;
         let active = counts.active.load(Ordering::Relaxed).min(inside);
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Stats {
@@ -283,33 +334,41 @@ impl Engine {
             finished: read(&counts.finished),
             cancelled: read(&counts.cancelled),
             refused: read(&counts.refused),
+            late: read(&counts.late),
             preempted: read(&counts.preempted),
             prompt_tokens: read(&counts.prompt_tokens),
             generated_tokens: read(&counts.generated_tokens),
+            hit_tokens: read(&counts.hit_tokens),
+            cached_pages: counts.cached_pages.load(Ordering::Relaxed),
+            evictions: read(&counts.evictions),
             kv_bytes_used: counts.kv_bytes_used.load(Ordering::Relaxed),
             kv_bytes_total: self.handle.kv_bytes_total,
         }
     }
 
-    /// Tokens that a sequence may have.
-    fn limit(&self) -> usize {
-        (self.handle.model.info().context as usize).min(self.handle.kv_tokens)
+    /// Bytes of a KV page.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.handle.kv_bytes_total / (self.handle.kv_tokens / PAGE_TOKENS)
+    }
+
+    /// Tokens that may follow so many.
+    fn room_after(&self, tokens: usize) -> Result<usize> {
+        let context = self.handle.model.info().context as usize;
+        let limit = context.min(self.handle.kv_tokens);
+        match limit.checked_sub(tokens) {
+            None | Some(0) if tokens < context => Err(Error::KvTooSmall { tokens, limit }),
+            None | Some(0) => Err(Error::ContextExceeded {
+                tokens,
+                limit: context,
+            }),
+            Some(room) => Ok(room),
+        }
     }
 
     /// Refuses a text that has too many tokens however it is cut, before it costs the time to cut it.
     fn check_length(&self, bytes: usize) -> Result<()> {
-        let (limit, least) = (
-            self.limit(),
-            bytes / self.handle.model.tokenizer().longest().max(1),
-        );
-        if least > limit {
-            Err(Error::ContextExceeded {
-                tokens: least,
-                limit,
-            })
-        } else {
-            Ok(())
-        }
+        let least = bytes / self.handle.model.tokenizer().longest().max(1);
+        self.room_after(least).map(|_| ())
     }
 
     fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
@@ -321,42 +380,50 @@ impl Engine {
 
     /// Tokens that may follow these.
     fn room(&self, tokens: &[u32]) -> Result<usize> {
-        let limit = self.limit();
         match tokens.len() {
             0 => Err(Error::Invalid("the prompt is empty".into())),
-            count if count >= limit => Err(Error::ContextExceeded {
-                tokens: count,
-                limit,
-            }),
-            count => Ok(limit - count),
+            count => self.room_after(count),
         }
     }
 
-    fn submit(&self, goal: Goal, tokens: Vec<u32>, priority: Priority) -> Result<()> {
+    fn submit(&self, goal: Goal, tokens: Vec<u32>, terms: Terms) -> Result<()> {
         let Handle {
             shared, options, ..
         } = &*self.handle;
-        let mut inbox = shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if terms.deadline.is_some_and(|at| at <= Instant::now()) {
+            return Err(Error::DeadlineExceeded { generated: None });
+        }
+        let mut inbox = shared.lock();
         if inbox.stopped {
             return Err(Error::Stopped);
         }
-        if inbox.inside >= options.max_sequences + options.queue {
+        let most = options.max_sequences + options.queue;
+        if inbox.inside >= most && !inbox.tenants.displace(&terms.tenant) {
             shared.counts.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(Error::QueueFull(options.queue));
+            let waiting = options.queue;
+            return Err(Error::QueueFull {
+                waiting,
+                retry_after: retry_after(shared.counts.next_place(), waiting),
+            });
         }
+        inbox.tenants.arrive(&terms.tenant);
         inbox.inside += 1;
         inbox.numbers += 1;
         let number = inbox.numbers;
         let prompt = tokens.len();
         inbox.arrived.push(Sequence {
             goal,
-            priority,
+            terms,
             number,
             tokens,
             prompt,
             computed: 0,
             used: 0,
             table: Vec::new(),
+            shared: 0,
+            cached: 0,
+            charged: None,
+            planned: 0,
             arrived: Instant::now(),
             started: None,
         });

@@ -1,6 +1,7 @@
 //! What can go wrong, each with what to do about it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -36,12 +37,40 @@ pub enum Error {
     ContextExceeded {
         /// Tokens of the prompt.
         tokens: usize,
-        /// Tokens that the context (or the KV memory) holds.
+        /// Tokens that the context holds.
         limit: usize,
     },
-    /// Too many requests wait already. Try again later.
-    #[error("the queue is full ({0} requests wait); try again later")]
-    QueueFull(usize),
+    /// The prompt leaves no room for a token in the KV memory, though the model's context would hold it.
+    #[error(
+        "the prompt has {tokens} tokens, but the KV memory (`kv_bytes`) holds {limit}; shorten the prompt, or give the engine more memory"
+    )]
+    KvTooSmall {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that the KV memory holds.
+        limit: usize,
+    },
+    /// Too many requests wait already, and none of them is of a tenant that has more than its share of the queue.
+    /// Also what a waiting request gets that has to make room for another tenant's.
+    #[error(
+        "the queue is full ({waiting} requests wait); try again in {} s",
+        retry_after.as_secs_f64().ceil()
+    )]
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+        /// When half of them are expected to have left, from 1 to 60 seconds.
+        retry_after: Duration,
+    },
+    /// The request's `deadline` passed before its answer was complete.
+    #[error(
+        "the deadline passed {}; allow more time, or ask for fewer tokens",
+        generated.map_or("while the request waited".into(), |count| format!("after {count} tokens of the answer"))
+    )]
+    DeadlineExceeded {
+        /// Tokens of the answer that there were; `None`: it was never begun.
+        generated: Option<u32>,
+    },
     /// Resampling did not find a text without the strings of `ban`.
     #[error("no text without the banned strings was found in {0} attempts")]
     BanExhausted(u32),

@@ -5,21 +5,26 @@
 //! - [`Engine::generate`] gives a [`Generation`], a stream of [`Event`]s; dropping it stops the work.
 //!
 //! Read it in the order of a token's way: `gguf` (the file) -> `tokenizer` and `chat` (text to tokens) ->
-//! `engine` and `scheduler` (who is computed next) -> `config` and `llama` (the graph) -> `ops` (the operations that the
+//! `engine` and `scheduler` (who is computed next, with `fairness`, `pace` and `prefix`) -> `config` and `llama` (the graph) -> `ops` (the operations that the
 //! graph needs) -> `cpu` (those operations on a processor) -> `sampling` (logits to a token) -> `output`
 //! (tokens to text that may leave).
 
+pub mod bench;
 mod chat;
 mod config;
 mod cpu;
 mod engine;
 mod error;
+mod fairness;
 mod gguf;
+mod limits;
 mod llama;
 mod memory;
 mod model;
 mod ops;
 mod output;
+mod pace;
+mod prefix;
 mod quant;
 mod request;
 mod sampling;

@@ -46,6 +46,13 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Tokens that the context holds.
     pub context: u32,
+    /// Weights that are read and multiplied for each generated token: all but an embedding table that is not also
+    /// the output matrix.
+    pub active_parameters: u64,
+    /// Bytes of those, as the file has them.
+    pub active_bytes: u64,
+    /// Weights of the matrix that gives logits. A prompt's tokens but the last do without it.
+    pub output_parameters: u64,
     /// Length of the file.
     pub file_bytes: u64,
     /// The tensor type that most weights have, as `Q4_1`.
@@ -217,8 +224,19 @@ impl Model {
 
 fn info(gguf: &Gguf, path: &Path, architecture: String, context: u32) -> Result<ModelInfo> {
     let mut weights: BTreeMap<_, u64> = BTreeMap::new();
-    for (_, tensor) in gguf.tensors() {
-        *weights.entry(tensor.kind).or_default() += tensor.rows as u64 * tensor.columns as u64;
+    let (mut active, mut output) = ((0, 0), 0);
+    let embedding = "token_embd.weight";
+    let tied = gguf.tensor("output.weight").is_none();
+    for (name, tensor) in gguf.tensors() {
+        let count = tensor.rows as u64 * tensor.columns as u64;
+        *weights.entry(tensor.kind).or_default() += count;
+        if name != embedding || tied {
+            let bytes = tensor.rows * tensor.kind.row_bytes(tensor.columns);
+            active = (active.0 + count, active.1 + bytes as u64);
+        }
+        if name == if tied { embedding } else { "output.weight" } {
+            output = count;
+        }
     }
     let file_name = || {
         path.file_stem()
@@ -232,6 +250,9 @@ fn info(gguf: &Gguf, path: &Path, architecture: String, context: u32) -> Result<
         architecture,
         parameters: weights.values().sum(),
         context,
+        active_parameters: active.0,
+        active_bytes: active.1,
+        output_parameters: output,
         file_bytes: gguf.len() as u64,
         quantisation: weights
             .iter()

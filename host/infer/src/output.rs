@@ -51,26 +51,26 @@ impl Output {
             token,
             end: self.bytes.len(),
         });
-        // A string can not begin in what has left: that was held back while it could.
-        let text = &self.bytes[self.sent..];
+        // What leaves is held back while a string can begin in it. But after a rewind other text may follow it, and
+        // make one of it after all.
         let first = |strings: &[String]| {
-            let found = strings
-                .iter()
-                .enumerate()
-                .filter_map(|(i, s)| Some((find(text, s.as_bytes())?, i)));
+            let found = strings.iter().enumerate().filter_map(|(i, s)| {
+                let from = self.sent.saturating_sub(s.len() - 1);
+                Some((from + find(&self.bytes[from..], s.as_bytes())?, i))
+            });
             found.min()
         };
         match (first(&self.stop), first(&self.ban)) {
             (None, None) => Found::Nothing,
             (stop, Some((at, _))) if stop.is_none_or(|(stop, _)| at < stop) => {
-                let at = self.sent + at;
+                // Tokens that have left stay: one after them has to be another.
                 let before = self.held.iter().take_while(|held| held.end <= at).count();
                 Found::Banned {
                     token: self.released + before,
                 }
             }
             (Some((at, index)), _) => Found::Stop {
-                at: self.sent + at,
+                at: at.max(self.sent),
                 text: self.stop[index].clone(),
             },
             (None, Some(_)) => Found::Nothing,
@@ -205,6 +205,23 @@ mod tests {
         assert_eq!(drain(&mut output), Vec::<String>::new());
         output.push(pick(2), &bytes[4..]);
         assert_eq!(drain(&mut output), ["a", "", "😀b"]);
+    }
+
+    #[test]
+    fn a_banned_string_that_begins_in_what_has_left_is_found_after_a_rewind() {
+        let mut output = Output::new(Vec::new(), strings(&["aab"]));
+        let mut left = String::new();
+        for id in 0..5 {
+            assert_eq!(output.push(pick(id), b"a"), Found::Nothing);
+            left.extend(drain(&mut output));
+        }
+        assert_eq!(left, "aaa");
+        assert_eq!(output.push(pick(5), b"b"), Found::Banned { token: 3 });
+        output.rewind(3);
+        assert_eq!(output.push(pick(6), b"b"), Found::Banned { token: 3 });
+        output.rewind(3);
+        assert_eq!(output.push(pick(7), b"c"), Found::Nothing);
+        assert_eq!(drain(&mut output), ["c"]);
     }
 
     #[test]

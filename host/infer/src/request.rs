@@ -1,6 +1,7 @@
 //! What is asked of the engine, and what comes back: plain data.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +85,8 @@ impl Sampling {
     }
 }
 
-/// Who goes first when requests wait. Within one priority the order is that of arrival.
+/// Who goes first when requests wait. Within one priority the tenant that has had the least goes first, and of one
+/// tenant's requests the one that came first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Priority {
@@ -116,6 +118,16 @@ pub struct GenerateRequest {
     pub logprobs: Option<u8>,
     /// Its place in the queue.
     pub priority: Priority,
+    /// Whose request it is. Tenants whose requests wait are served equally many tokens, and share the queue; the name
+    /// means nothing else. Empty by default.
+    pub tenant: Arc<str>,
+    /// Requests share what was computed for equal beginnings of their prompts only where this number is the same.
+    /// A request that finds such a beginning is answered faster, so give tenants that must not learn of each other's
+    /// prompts different numbers. 0 by default.
+    pub cache_salt: u64,
+    /// When the answer is worth nothing any more: the request then ends with [`crate::Error::DeadlineExceeded`],
+    /// whether it waits or is being answered. `None` by default: it may take any time.
+    pub deadline: Option<Instant>,
 }
 
 impl GenerateRequest {
@@ -133,6 +145,9 @@ impl GenerateRequest {
             ban: Vec::new(),
             logprobs: None,
             priority: Priority::Normal,
+            tenant: Arc::default(),
+            cache_salt: 0,
+            deadline: None,
         }
     }
 }

@@ -78,6 +78,9 @@ fn better(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
 
 /// The `count` best of the logits, best first.
 fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    if count == 0 {
+        return Vec::new();
+    }
     let mut out: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     for candidate in (0u32..).zip(logits.iter().copied()) {
         // Ids rise, so an equal logit comes after the ones that are there.

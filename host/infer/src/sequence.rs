@@ -1,11 +1,14 @@
 //! One request inside the engine: its tokens, how far they are computed, and what becomes of the results.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::model::Model;
+use crate::ops::PAGE_TOKENS;
 use crate::output::{Found, Output as Text};
+use crate::prefix::{Namespace, Pages};
 use crate::sampling::{Distribution, Pick, Sampler};
 use crate::{
     Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore, TopToken, Usage,
@@ -51,7 +54,7 @@ pub(crate) struct Generating {
 /// A request.
 pub(crate) struct Sequence {
     pub(crate) goal: Goal,
-    pub(crate) priority: Priority,
+    pub(crate) terms: Terms,
     /// Order of arrival.
     pub(crate) number: u64,
     /// Prompt, and the answer so far.
@@ -63,8 +66,37 @@ pub(crate) struct Sequence {
     pub(crate) used: usize,
     /// KV pages.
     pub(crate) table: Vec<u32>,
+    /// Pages at the beginning of the table that are in the tree of prefixes: not to be written to.
+    pub(crate) shared: usize,
+    /// Prompt tokens that did not have to be computed.
+    pub(crate) cached: usize,
+    /// Prompt tokens that the tenant was charged for.
+    pub(crate) charged: Option<usize>,
+    /// Its rows in the step that is being planned.
+    pub(crate) planned: usize,
     pub(crate) arrived: Instant,
     pub(crate) started: Option<Instant>,
+}
+
+/// On what terms a request is computed.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    pub(crate) priority: Priority,
+    pub(crate) tenant: Arc<str>,
+    pub(crate) namespace: Namespace,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Default for Terms {
+    /// Work for the host itself, which may wait.
+    fn default() -> Self {
+        Self {
+            priority: Priority::Low,
+            tenant: Arc::default(),
+            namespace: Namespace::default(),
+            deadline: None,
+        }
+    }
 }
 
 impl Sequence {
@@ -75,6 +107,58 @@ impl Sequence {
             Goal::Score { reply, .. } => reply.is_closed(),
             Goal::Embed { reply, .. } => reply.is_closed(),
         }
+    }
+
+    /// Whether it is for a text that does not exist yet.
+    pub(crate) fn generates(&self) -> bool {
+        matches!(self.goal, Goal::Generate(_))
+    }
+
+    /// Tokens of it that need no results of their own, so that their keys and values are all that is wanted.
+    pub(crate) fn reusable(&self) -> usize {
+        let last = self.tokens.len().saturating_sub(1);
+        if self.generates() {
+            last
+        } else {
+            last.min(self.used)
+        }
+    }
+
+    /// Brings the table up to date: after a rewind, pages that hold tokens which are gone leave it (what is left of
+    /// the last one's tokens is computed again, into a page of its own); and pages that the tree has by now come in.
+    pub(crate) fn settle(&mut self, pages: &mut Pages) {
+        if self.computed < self.shared * PAGE_TOKENS {
+            self.shared = self.computed / PAGE_TOKENS;
+            self.computed = self.shared * PAGE_TOKENS;
+            pages.release(&mut self.table, self.shared);
+        }
+        if self.table.len() == self.shared && self.computed == self.shared * PAGE_TOKENS {
+            let wanted = &self.tokens[..self.reusable()];
+            self.shared += pages.extend(self.terms.namespace, &mut self.table, wanted);
+            self.computed = self.shared * PAGE_TOKENS;
+        }
+    }
+
+    /// Notes that a step computed the planned rows, and shares the pages that are full now.
+    pub(crate) fn advance(&mut self, pages: &mut Pages) {
+        self.computed += std::mem::take(&mut self.planned);
+        while (self.shared + 1) * PAGE_TOKENS <= self.computed {
+            let namespace = self.terms.namespace;
+            pages.share(namespace, &mut self.table, &self.tokens, self.shared);
+            self.shared += 1;
+        }
+    }
+
+    /// Gives all its pages back; what the tree does not keep is computed again.
+    pub(crate) fn set_back(&mut self, pages: &mut Pages) {
+        pages.release(&mut self.table, 0);
+        (self.computed, self.shared, self.planned) = (0, 0, 0);
+    }
+
+    /// Tokens of the answer so far; `None` before it was begun.
+    pub(crate) fn generated(&self) -> Option<u32> {
+        self.started
+            .map(|_| (self.tokens.len() - self.prompt) as u32)
     }
 
     /// Ends it with an error.
@@ -95,13 +179,14 @@ impl Sequence {
         }
     }
 
-    /// Called when it leaves the queue for the first time.
+    /// Called when its first rows are to be computed.
     pub(crate) fn start(&mut self) {
         self.started = Some(Instant::now());
+        self.cached = self.computed.min(self.prompt);
         if let Goal::Generate(generating) = &self.goal {
             let event = Event::Started {
                 prompt_tokens: self.prompt as u32,
-                cached_tokens: 0,
+                cached_tokens: self.cached as u32,
             };
             let _ = generating.events.send(event);
         }
@@ -265,7 +350,7 @@ impl Sequence {
             reason,
             usage: Usage {
                 prompt_tokens: self.prompt as u32,
-                cached_tokens: 0,
+                cached_tokens: self.cached as u32,
                 completion_tokens: (self.tokens.len() - self.prompt) as u32,
             },
             queue_time: started - self.arrived,

@@ -1,5 +1,7 @@
 //! The crate as a whole, on a tiny model with random weights.
 
+mod serving;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,7 +173,7 @@ fn a_full_queue_refuses_and_a_dropped_generation_makes_room() {
     let second = engine.generate(request("b", 20_000)).unwrap();
     assert!(matches!(
         engine.generate(request("c", 1)),
-        Err(Error::QueueFull(1))
+        Err(Error::QueueFull { waiting: 1, .. })
     ));
     drop(first);
     eventually(&engine, |stats| stats.cancelled == 1);

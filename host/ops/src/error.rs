@@ -160,6 +160,11 @@ impl ApiError {
         Self::new(504, "upstream_error", "upstream_timeout", message)
     }
 
+    /// 504: a model of ours took longer than the request allows.
+    pub fn timeout(message: impl Into<String>) -> Self {
+        Self::new(504, "server_error", "deadline_exceeded", message)
+    }
+
     /// 500: a fault of ours.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(500, "server_error", "internal_error", message)

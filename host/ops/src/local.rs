@@ -1,6 +1,10 @@
 //! The inference core behind [`LanguageModel`], and the OpenAI parameters that it understands.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::Path,
+    sync::Arc,
+};
 
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -150,6 +154,8 @@ impl LocalRequest {
         };
         generate.stop.retain(|text| !text.is_empty());
         generate.logprobs = logprobs(request)?;
+        generate.tenant = Arc::clone(&request.tenant);
+        generate.cache_salt = cache_salt(&request.tenant);
         let echo = request.endpoint == Endpoint::Completions
             && request.value::<bool>("echo")?.unwrap_or(false);
         Ok(Self {
@@ -170,6 +176,13 @@ impl LocalRequest {
             .map(|seed| seed.wrapping_add(u64::from(index)));
         generate
     }
+}
+
+/// Keeps tenants from learning by the time an answer takes what others have asked.
+pub(crate) fn cache_salt(tenant: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    tenant.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn logprobs(request: &Request) -> Result<Option<u8>, ApiError> {
@@ -288,8 +301,12 @@ fn prompt(request: &Request) -> Result<Prompt, ApiError> {
 /// What a client is told when the core refuses or fails.
 pub(crate) fn api_error(error: &InferError) -> ApiError {
     match error {
-        InferError::QueueFull(_) => ApiError::busy(error.to_string()),
-        InferError::ContextExceeded { .. } => ApiError {
+        InferError::QueueFull { retry_after, .. } => ApiError {
+            retry_after: Some(retry_after.as_secs_f64().ceil() as u32),
+            ..ApiError::busy(error.to_string())
+        },
+        InferError::DeadlineExceeded { .. } => ApiError::timeout(error.to_string()),
+        InferError::ContextExceeded { .. } | InferError::KvTooSmall { .. } => ApiError {
             code: "context_length_exceeded".to_owned(),
             ..ApiError::invalid(error.to_string(), Some("messages"))
         },

@@ -16,7 +16,9 @@ use millgate_sandbox::{
 use millgate_store::{Order, Store};
 use parking_lot::Mutex;
 
-use crate::{metrics::Metrics, model::Backend, model::LanguageModel, monitor::AlertBook};
+use crate::{
+    local::cache_salt, metrics::Metrics, model::Backend, model::LanguageModel, monitor::AlertBook,
+};
 
 /// The effects that stages may have.
 pub(crate) struct HostServices {
@@ -128,9 +130,10 @@ fn broken(error: millgate_store::Error) -> StageError {
 
 fn failed(error: infer::Error) -> StageError {
     match error {
-        infer::Error::QueueFull(_) => StageError::unavailable("busy", error.to_string()),
+        infer::Error::QueueFull { .. } => StageError::unavailable("busy", error.to_string()),
         infer::Error::Invalid(_)
         | infer::Error::ContextExceeded { .. }
+        | infer::Error::KvTooSmall { .. }
         | infer::Error::Template(_) => StageError::new(
             ErrorKind::InvalidInput,
             "invalid-request",
@@ -221,9 +224,10 @@ impl Services for HostServices {
 
     fn complete(
         &self,
-        _stage: &str,
+        stage: &str,
         request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>> {
+        let stage = format!("stage/{stage}");
         async move {
             let model = self.local(&request.model).await?;
             let prompt = match request.chat {
@@ -235,6 +239,8 @@ impl Services for HostServices {
             generate.sampling.temperature = request.temperature;
             generate.stop = request.stop;
             generate.priority = Priority::Low;
+            generate.cache_salt = cache_salt(&stage);
+            generate.tenant = stage.into();
             let mut events = model.generate(generate).map_err(failed)?;
             let mut completion = Completion {
                 text: String::new(),

@@ -57,7 +57,10 @@ impl LanguageModel for Scripted {
             .answers
             .lock()
             .pop_front()
-            .ok_or(infer::Error::QueueFull(0))?;
+            .ok_or(infer::Error::QueueFull {
+                waiting: 0,
+                retry_after: std::time::Duration::from_secs(1),
+            })?;
         let usage = infer::Usage {
             prompt_tokens: 7,
             cached_tokens: 2,

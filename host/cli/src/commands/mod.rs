@@ -31,6 +31,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Model(command) => model::run(command),
         Command::Bench(BenchCommand::Stage(args)) => bench::stage(args),
         Command::Bench(BenchCommand::Gateway(args)) => bench::gateway(args),
+        Command::Bench(BenchCommand::Model(args)) => bench::model(args),
         Command::Audit(command) => audit::run(command),
         Command::Doctor(args) => doctor::run(args),
     }

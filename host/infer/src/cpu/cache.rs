@@ -52,9 +52,7 @@ impl<E: CacheElement> Planes<E> {
         ] {
             for (head, source) in source.chunks_exact(dim).enumerate() {
                 let at = base + head * PAGE_TOKENS * dim;
-                for (to, from) in plane[at..at + dim].iter_mut().zip(source) {
-                    *to = E::narrow(*from);
-                }
+                E::narrow_all(source, &mut plane[at..at + dim]);
             }
         }
     }

@@ -5,6 +5,7 @@
 //! Which kernels this processor runs: each function picks the best version by a level detected once.
 
 use half::f16;
+use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
 
 use super::scalar;
 use super::tiles::{LANES, Rounded, RoundedRow, Tiles, round_row};
@@ -43,6 +44,12 @@ impl Level {
 pub(crate) trait CacheElement: Plain {
     fn widen(self) -> f32;
     fn narrow(value: f32) -> Self;
+    /// Narrows as many as there are of both.
+    fn narrow_all(values: &[f32], to: &mut [Self]) {
+        for (to, value) in to.iter_mut().zip(values) {
+            *to = Self::narrow(*value);
+        }
+    }
     /// Eight elements as f32 lanes.
     #[cfg(target_arch = "x86_64")]
     fn lanes(of: &[Self; 8], token: avx2::Token) -> std::arch::x86_64::__m256;
@@ -56,6 +63,14 @@ impl CacheElement for u16 {
 
     fn narrow(value: f32) -> Self {
         f16::from_f32(value).to_bits()
+    }
+
+    /// Looks for the processor's instruction once, not for each element.
+    fn narrow_all(values: &[f32], to: &mut [Self]) {
+        let count = values.len().min(to.len());
+        to[..count]
+            .reinterpret_cast_mut::<f16>()
+            .convert_from_f32_slice(&values[..count]);
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -14,6 +14,8 @@ mod pool;
 mod scalar;
 mod tiles;
 
+pub(crate) use pool::physical_cores;
+
 use std::sync::{Mutex, PoisonError};
 
 use crate::memory::{HugeArena, HugeSlice};
