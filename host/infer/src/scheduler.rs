@@ -10,14 +10,23 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::engine::{EngineOptions, Shared};
-use crate::llama::Session;
 use crate::model::Model;
+use crate::network::Session;
 use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::sequence::{Goal, Sequence};
-use crate::{Error, Result};
+use crate::{Error, ModelKind, Result};
 
 /// Rows with an output that a step has room for, beside one for each sequence: for scores and embeddings.
-pub(crate) const EXTRA_OUTPUTS: usize = 16;
+const EXTRA_OUTPUTS: usize = 16;
+
+/// Rows with an output that a step has room for.
+pub(crate) fn most_outputs(model: &Model, options: &EngineOptions) -> usize {
+    options.max_sequences
+        + match model.kind() {
+            ModelKind::Decoder => EXTRA_OUTPUTS,
+            ModelKind::Encoder => options.prefill_chunk,
+        }
+}
 
 /// The state of the engine's thread.
 pub(crate) struct Scheduler {
@@ -227,7 +236,7 @@ impl Scheduler {
     fn plan(&mut self) -> (Vec<Row>, Vec<usize>) {
         let (mut rows, mut planned) = (Vec::new(), Vec::new());
         let mut prefill = self.options.prefill_chunk;
-        let mut outputs = self.options.max_sequences + EXTRA_OUTPUTS;
+        let mut outputs = most_outputs(&self.model, &self.options);
         let mut index = 0;
         while index < self.active.len() {
             let sequence = &self.active[index];
@@ -241,6 +250,10 @@ impl Scheduler {
             if !generates {
                 // Each row has an output; the later sequences keep one each.
                 count = count.min(outputs.saturating_sub(self.active.len() - index));
+            }
+            if self.model.kind() == ModelKind::Encoder && count < needed {
+                // A text is computed in one step: this one waits for a step with room for all of it.
+                count = 0;
             }
             let end = sequence.computed + count;
             if !self.take_pages(index, pages_for(end)) {
