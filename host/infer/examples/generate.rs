@@ -1,4 +1,5 @@
-//! Streams an answer: `cargo run --release -p millgate-infer --example generate -- MODEL.gguf "a question"`.
+//! Streams an answer: `cargo run --release -p millgate-infer --example generate -- MODEL "a question"`. A model without
+//! a chat template goes on with the text.
 //! The environment may set `TEMPERATURE` (0), `MAX_TOKENS` (128), `THREADS` (0: all cores), `REQUESTS` (1).
 
 use std::io::Write as _;
@@ -27,6 +28,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .unwrap_or_else(|| "What is the capital of France?".into());
     let began = Instant::now();
     let model = Model::open(Path::new(&path), &ModelOptions::default())?;
+    let chat = vec![ChatMessage::new("user", question.clone())];
+    let prompt = match model.render_chat(&chat, true) {
+        Ok(_) => Prompt::Chat(chat),
+        Err(_) => Prompt::Text(question),
+    };
     eprintln!("{:?}\nopened in {:?}", model.info(), began.elapsed());
     let engine = Engine::start(
         model,
@@ -42,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ..Sampling::default()
         },
         max_tokens: Some(setting("MAX_TOKENS", 128)),
-        ..GenerateRequest::new(Prompt::Chat(vec![ChatMessage::new("user", question)]))
+        ..GenerateRequest::new(prompt)
     };
     let began = Instant::now();
     let mut others: Vec<_> = (1..setting("REQUESTS", 1))

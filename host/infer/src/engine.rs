@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::fairness::Tenants;
-use crate::llama::SessionOptions;
+use crate::network::SessionOptions;
 use crate::ops::PAGE_TOKENS;
 use crate::output::Output;
 use crate::pace::retry_after;
 use crate::prefix::Namespace;
 use crate::sampling::Sampler;
-use crate::scheduler::{EXTRA_OUTPUTS, Scheduler};
+use crate::scheduler::{Scheduler, most_outputs};
 use crate::sequence::{Generating, Goal, Sequence, Terms, text_of};
-use crate::{Error, Event, GenerateRequest, Model, Prompt, Result, TokenScore};
+use crate::{Error, Event, GenerateRequest, Model, ModelKind, Prompt, Result, TokenScore};
 
 /// Most strings of `stop` and of `ban`, and most bytes of each.
 const MOST_STRINGS: usize = 64;
@@ -180,10 +180,16 @@ impl Engine {
                 return Err(Error::Invalid(format!("{name} must be from 1 to 4096")));
             }
         }
+        let mut options = options;
+        // An encoder computes a text in one step, and each of its rows has an output.
+        if model.kind() == ModelKind::Encoder {
+            let context = model.info().context as usize;
+            options.prefill_chunk = options.prefill_chunk.max(context);
+        }
         let session = model.session(SessionOptions {
             threads: options.threads,
             rows: options.prefill_chunk + options.max_sequences,
-            outputs: options.max_sequences + EXTRA_OUTPUTS,
+            outputs: most_outputs(&model, &options),
             kv_bytes: options.kv_bytes,
         })?;
         let (pages, page_bytes) = (session.pages(), session.page_bytes());
@@ -228,6 +234,7 @@ impl Engine {
     /// [`Error::Invalid`], [`Error::Template`] or [`Error::Stopped`].
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
         let model = &self.handle.model;
+        self.check_decoder()?;
         check(&request, model.vocabulary())?;
         let mut tokens = match request.prompt {
             Prompt::Tokens(tokens) => tokens,
@@ -278,6 +285,7 @@ impl Engine {
     /// How likely each token of a text is after those before it.
     pub async fn score(&self, text: &str) -> Result<Vec<TokenScore>> {
         let model = &self.handle.model;
+        self.check_decoder()?;
         let tokens = self.text_tokens(text)?;
         self.room(&tokens)?;
         // Without a token before the text, its first token follows nothing and has no likelihood.
@@ -306,7 +314,8 @@ impl Engine {
     pub async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
         let mut out = Vec::with_capacity(texts.len());
         for text in texts {
-            let tokens = self.text_tokens(text)?;
+            let mut tokens = self.text_tokens(text)?;
+            tokens.extend(self.handle.model.tokenizer().last());
             self.room(&tokens)?;
             let (reply, receiver) = oneshot::channel();
             self.submit(
@@ -365,6 +374,16 @@ impl Engine {
         }
     }
 
+    fn check_decoder(&self) -> Result<()> {
+        match self.handle.model.kind() {
+            ModelKind::Decoder => Ok(()),
+            ModelKind::Encoder => Err(Error::Invalid(format!(
+                "`{}` is an encoder: it embeds texts, and neither generates nor scores",
+                self.handle.model.info().name
+            ))),
+        }
+    }
+
     /// Refuses a text that has too many tokens however it is cut, before it costs the time to cut it.
     fn check_length(&self, bytes: usize) -> Result<()> {
         let least = bytes / self.handle.model.tokenizer().longest().max(1);
@@ -386,7 +405,7 @@ impl Engine {
         }
     }
 
-    fn submit(&self, goal: Goal, tokens: Vec<u32>, terms: Terms) -> Result<()> {
+    fn submit(&self, goal: Goal, tokens: Vec<u32>, mut terms: Terms) -> Result<()> {
         let Handle {
             shared, options, ..
         } = &*self.handle;
@@ -411,6 +430,13 @@ impl Engine {
         inbox.numbers += 1;
         let number = inbox.numbers;
         let prompt = tokens.len();
+        if self.handle.model.kind() == ModelKind::Encoder {
+            // Its keys depend on the tokens after them, too: a prefix is nobody else's.
+            terms.namespace = Namespace {
+                salt: number,
+                adapter: u64::MAX,
+            };
+        }
         inbox.arrived.push(Sequence {
             goal,
             terms,

@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The model file could not be opened or mapped.
-    #[error("{}: {source}; check that the path names a readable GGUF file", path.display())]
+    #[error("{}: {source}; check that the path names a readable GGUF file or a model folder", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -21,6 +21,9 @@ pub enum Error {
     /// The model file is truncated, or a field of it lies. Download the file again, or convert it anew.
     #[error("not a valid GGUF file: {0}")]
     Gguf(String),
+    /// A Hugging Face folder lacks a file, or a field of one lies. Download the folder again.
+    #[error("not a valid model folder: {0}")]
+    Folder(String),
     /// The file is sound, but holds something that this version cannot run.
     #[error("unsupported model: {0}")]
     Unsupported(String),

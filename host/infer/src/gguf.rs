@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::memory::MappedFile;
 use crate::quant::TensorType;
+use crate::weights::{Source, TensorInfo};
 use crate::{Error, Result};
 
 /// Bounds on what a file may claim, far above any real model's, so that a lie costs no memory.
@@ -24,18 +25,6 @@ pub(crate) enum Value {
     Bool(bool),
     String(String),
     Array(Vec<Value>),
-}
-
-/// One tensor: its type, shape and place, all checked.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct TensorInfo {
-    pub(crate) kind: TensorType,
-    /// Elements of a row: the first, contiguous dimension.
-    pub(crate) columns: usize,
-    /// Rows: the product of the other dimensions.
-    pub(crate) rows: usize,
-    offset: usize,
-    bytes: usize,
 }
 
 /// A checked file.
@@ -130,26 +119,26 @@ impl Gguf {
         }
     }
 
-    /// Every tensor by name.
-    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.tensors
-            .iter()
-            .map(|(name, info)| (name.as_str(), info))
-    }
-
-    /// A tensor that may be there: what it is, and its bytes.
-    pub(crate) fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
-        let info = self.tensors.get(name)?;
-        let bytes = self
-            .file
-            .bytes()
-            .get(info.offset..info.offset + info.bytes)?;
-        Some((info, bytes))
-    }
-
     /// Tells the system that the tensors' pages were copied and need not stay in memory.
     pub(crate) fn release_pages(&self) {
         self.file.release_pages();
+    }
+}
+
+impl Source for Gguf {
+    fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
+        let info = self.tensors.get(name)?;
+        let end = info.offset + info.bytes;
+        Some((info, self.file.bytes().get(info.offset..end)?))
+    }
+
+    fn tensors(&self) -> Box<dyn Iterator<Item = (&str, &TensorInfo)> + '_> {
+        let all = self.tensors.iter();
+        Box::new(all.map(|(name, info)| (name.as_str(), info)))
+    }
+
+    fn invalid(&self, what: String) -> Error {
+        Error::Gguf(what)
     }
 }
 

@@ -5,13 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chat::ChatTemplate;
-use crate::config::Config;
+use crate::config::{Config, Family};
 use crate::cpu::Cpu;
 use crate::cpu::kernels::Level;
+use crate::decoder::Decoder;
+use crate::encoder::{Encoder, EncoderConfig};
+use crate::folder::{self, Folder};
 use crate::gguf::Gguf;
-use crate::llama::{Llama, Network, Session, SessionOptions};
+use crate::json_encoding;
+use crate::keys;
+use crate::network::{Network, Session, SessionOptions};
 use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::tokenizer::Tokenizer;
+use crate::weights::Source;
 use crate::{ChatMessage, Error, Result};
 
 /// How the weights are multiplied.
@@ -33,6 +39,15 @@ pub struct ModelOptions {
     pub context: Option<u32>,
     /// Do without SIMD kernels, whatever the processor has: for comparisons.
     pub plain_kernels: bool,
+}
+
+/// What a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    /// It generates text, and scores and embeds it.
+    Decoder,
+    /// It embeds texts alone: each token sees all others, and a text is computed in one step.
+    Encoder,
 }
 
 /// What a model's file says of it.
@@ -66,6 +81,7 @@ pub struct Model {
     /// An error of the template is one of the first conversation, not of the model.
     template: std::result::Result<ChatTemplate, String>,
     network: Arc<dyn Network>,
+    kind: ModelKind,
 }
 
 impl std::fmt::Debug for Model {
@@ -77,19 +93,21 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    /// Opens a GGUF file, checks it, and loads its weights.
+    /// Opens a GGUF file or a Hugging Face folder (`config.json`, `tokenizer.json`, safetensors), checks it, and loads
+    /// its weights.
     pub fn open(path: &Path, options: &ModelOptions) -> Result<Arc<Self>> {
-        let gguf = Gguf::open(path)?;
+        if path.is_dir() {
+            Self::open_folder(Folder::open(path)?, options)
+        } else {
+            Self::open_gguf(Gguf::open(path)?, path, options)
+        }
+    }
+
+    fn open_gguf(gguf: Gguf, path: &Path, options: &ModelOptions) -> Result<Arc<Self>> {
         let architecture = gguf.string("general.architecture")?.to_owned();
-        if architecture != "llama" {
-            return Err(Error::Unsupported(format!(
-                "the architecture `{architecture}`; `llama` is supported"
-            )));
-        }
-        let mut config = Config::read(&gguf)?;
-        if let Some(context) = options.context {
-            config.context = config.context.min(context.max(1));
-        }
+        let family = family(&architecture)?;
+        let mut config = Config::new(&keys::numbers(&gguf, &architecture, family)?, &gguf)?;
+        config.context = options.limit(config.context);
         let tokenizer = Tokenizer::read(&gguf)?;
         if tokenizer.len() != config.vocabulary {
             return Err(Error::Gguf(format!(
@@ -98,26 +116,61 @@ impl Model {
                 config.vocabulary
             )));
         }
-        let (beginning, end) = tokenizer.named(&gguf)?;
-        let template = match gguf.optional_string("tokenizer.chat_template")? {
-            None => Err("the model's file has none; use a plain text prompt".to_owned()),
-            Some(source) => ChatTemplate::new(source.to_owned(), beginning, end)
-                .map_err(|error| error.to_string()),
+        let template = gguf.optional_string("tokenizer.chat_template")?;
+        let template = template_of(template.map(str::to_owned), &tokenizer);
+        let info = ModelInfo {
+            name: gguf
+                .optional_string("general.name")?
+                .map_or_else(|| name_of(path), str::to_owned),
+            ..info(&gguf, architecture, config.context, gguf.len())
         };
-        let info = info(&gguf, path, architecture, config.context)?;
-        let level = if options.plain_kernels {
-            Level::Scalar
-        } else {
-            Level::detect()
-        };
-        let network = Llama::load(&gguf, config, Cpu::new(options.precision, level))?;
+        let network = Decoder::load(&gguf, config, options.device())?;
         gguf.release_pages();
         Ok(Arc::new(Self {
             info,
             tokenizer,
             template,
             network: Arc::new(network),
+            kind: ModelKind::Decoder,
         }))
+    }
+
+    fn open_folder(folder: Folder, options: &ModelOptions) -> Result<Arc<Self>> {
+        let architecture = folder.model_type()?.to_owned();
+        let (network, vocabulary, context, kind): (Arc<dyn Network>, _, _, _) =
+            if architecture == "bert" {
+                let mut config = EncoderConfig::read(&folder)?;
+                config.context = options.limit(config.context);
+                let (vocabulary, context) = (config.vocabulary, config.context);
+                let network = Encoder::load(&folder, config, options.device())?;
+                (Arc::new(network), vocabulary, context, ModelKind::Encoder)
+            } else {
+                let family = family(&architecture)?;
+                let mut config = Config::new(&folder.numbers(family)?, &folder)?;
+                config.context = options.limit(config.context);
+                let (vocabulary, context) = (config.vocabulary, config.context);
+                let network = Decoder::load(&folder, config, options.device())?;
+                (Arc::new(network), vocabulary, context, ModelKind::Decoder)
+            };
+        let tokenizer = json_encoding::tokenizer(folder.path(), vocabulary)?;
+        let template = template_of(folder::chat_template(folder.path())?, &tokenizer);
+        let info = ModelInfo {
+            name: name_of(folder.path()),
+            ..info(&folder, architecture, context, folder.len())
+        };
+        folder.release_pages();
+        Ok(Arc::new(Self {
+            info,
+            tokenizer,
+            template,
+            network,
+            kind,
+        }))
+    }
+
+    /// Whether it generates, or embeds alone.
+    pub fn kind(&self) -> ModelKind {
+        self.kind
     }
 
     /// What the file says of the model.
@@ -164,6 +217,9 @@ impl Model {
     /// The logits after each token of a sequence, `vocabulary()` for each: the model's answer to a given text
     /// (teacher forcing). `chunk` tokens are computed at once: 1 takes the way of decoding, more that of a prompt.
     pub fn logits(&self, tokens: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>> {
+        if self.kind == ModelKind::Encoder {
+            return Err(Error::Invalid("an encoder has no logits".into()));
+        }
         let chunk = chunk.clamp(1, 256);
         if tokens.len() > self.info.context as usize {
             return Err(Error::ContextExceeded {
@@ -222,12 +278,57 @@ impl Model {
     }
 }
 
-fn info(gguf: &Gguf, path: &Path, architecture: String, context: u32) -> Result<ModelInfo> {
+impl ModelOptions {
+    fn limit(&self, context: u32) -> u32 {
+        self.context
+            .map_or(context, |most| context.min(most.max(1)))
+    }
+
+    fn device(&self) -> Cpu {
+        let level = if self.plain_kernels {
+            Level::Scalar
+        } else {
+            Level::detect()
+        };
+        Cpu::new(self.precision, level)
+    }
+}
+
+fn family(architecture: &str) -> Result<Family> {
+    Family::named(architecture).ok_or_else(|| {
+        Error::Unsupported(format!(
+            "the architecture `{architecture}`; supported are llama, mistral, qwen2, qwen3 and gemma3, and bert in a \
+             Hugging Face folder"
+        ))
+    })
+}
+
+fn template_of(
+    source: Option<String>,
+    tokenizer: &Tokenizer,
+) -> std::result::Result<ChatTemplate, String> {
+    let source =
+        source.ok_or_else(|| "the model's file has none; use a plain text prompt".to_owned())?;
+    let (beginning, end) = tokenizer.named();
+    ChatTemplate::new(source, beginning, end).map_err(|error| error.to_string())
+}
+
+fn name_of(path: &Path) -> String {
+    let name = if path.is_dir() {
+        path.file_name()
+    } else {
+        path.file_stem()
+    };
+    name.map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+fn info(source: &dyn Source, architecture: String, context: u32, bytes: usize) -> ModelInfo {
     let mut weights: BTreeMap<_, u64> = BTreeMap::new();
     let (mut active, mut output) = ((0, 0), 0);
     let embedding = "token_embd.weight";
-    let tied = gguf.tensor("output.weight").is_none();
-    for (name, tensor) in gguf.tensors() {
+    let tied = source.tensor("output.weight").is_none();
+    for (name, tensor) in source.tensors() {
         let count = tensor.rows as u64 * tensor.columns as u64;
         *weights.entry(tensor.kind).or_default() += count;
         if name != embedding || tied {
@@ -238,26 +339,19 @@ fn info(gguf: &Gguf, path: &Path, architecture: String, context: u32) -> Result<
             output = count;
         }
     }
-    let file_name = || {
-        path.file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default()
-    };
-    Ok(ModelInfo {
-        name: gguf
-            .optional_string("general.name")?
-            .map_or_else(file_name, str::to_owned),
+    ModelInfo {
+        name: String::new(),
         architecture,
         parameters: weights.values().sum(),
         context,
         active_parameters: active.0,
         active_bytes: active.1,
         output_parameters: output,
-        file_bytes: gguf.len() as u64,
+        file_bytes: bytes as u64,
         quantisation: weights
             .iter()
             .max_by_key(|(_, count)| **count)
             .map(|(kind, _)| kind.to_string())
             .unwrap_or_default(),
-    })
+    }
 }

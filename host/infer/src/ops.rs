@@ -1,5 +1,5 @@
-//! The operations that a model's graph is made of. The graph (`llama`) is written once over these traits; a
-//! device implements them: `cpu` now, CUDA beside it.
+//! The operations that a model's graph is made of. The graphs (`decoder`, `encoder`) are written once over these
+//! traits; a device implements them: `cpu` now, CUDA beside it.
 //!
 //! A [`Device`] keeps weights, which many executors share. An [`Executor`] runs one step at a time and owns
 //! what a step writes to: buffers of activations and the KV cache. All numbers between operations are f32.
@@ -78,13 +78,45 @@ pub(crate) enum Output {
 }
 
 /// Which heads lie where in a row of the fused q-k-v product: `heads` of q, then `kv_heads` of k, then of v.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct HeadShape {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     /// Elements of a head that are rotated; the rest pass.
     pub(crate) rope_dim: usize,
+    pub(crate) rope_order: RopeOrder,
+    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim) in most models.
+    pub(crate) scale: f32,
+}
+
+/// Which elements of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RopeOrder {
+    /// Elements 2i and 2i + 1: GGUF files of the llama architecture.
+    Neighbours,
+    /// Elements i and i + rope_dim / 2: the other architectures, and all of Hugging Face's.
+    Halves,
+}
+
+/// Which positions of its sequence a row attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Its own and all before it.
+    Causal,
+    /// The last so many, its own included.
+    Window(u32),
+    /// All that the step has of its sequence, before and after it. The step holds the whole sequence.
+    Whole,
+}
+
+/// What the gate of a feed-forward layer goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// x / (1 + e^-x).
+    Silu,
+    /// x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2 (arXiv:1606.08415).
+    GeluTanh,
 }
 
 impl HeadShape {
@@ -117,14 +149,42 @@ pub(crate) trait Executor: Send + 'static {
     /// Bytes of one page in all layers.
     fn page_bytes(&self, shape: CacheShape) -> usize;
 
-    /// out[row] = the table's row of each token.
-    fn embed(&mut self, table: &Self::Matrix, rows: &[Row], out: &mut Self::Buffer) -> Result<()>;
-    /// out[row] = x[row] / rms(x[row]) * weight, with rms(x) = sqrt(mean(x^2) + epsilon) (arXiv:1910.07467).
+    /// out[row] = the table's row `ids[row]`, multiplied by `scale`; set or added. The ids are within the table.
+    fn embed(
+        &mut self,
+        table: &Self::Matrix,
+        ids: &[u32],
+        scale: f32,
+        out: &mut Self::Buffer,
+        write: Write,
+    ) -> Result<()>;
+    /// out[row] = x[row] / rms(x[row]) * weight, with rms(x) = sqrt(mean(x^2) + epsilon) (arXiv:1910.07467); set or
+    /// added.
     fn rms_norm(
         &mut self,
         x: &Self::Buffer,
         rows: usize,
         weight: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+        write: Write,
+    ) -> Result<()>;
+    /// Each q head and each k head of a row becomes head / rms(head) * weight, as in [`Self::rms_norm`]; a weight has
+    /// `head_dim` elements. The v heads stay.
+    fn head_norm(
+        &mut self,
+        qkv: &mut Self::Buffer,
+        rows: usize,
+        shape: HeadShape,
+        weights: (&Self::Vector, &Self::Vector),
+        epsilon: f32,
+    ) -> Result<()>;
+    /// out[row] = (x[row] - mean) / sqrt(variance + epsilon) * weight + bias (arXiv:1607.06450).
+    fn layer_norm(
+        &mut self,
+        x: &Self::Buffer,
+        rows: usize,
+        weight_and_bias: (&Self::Vector, &Self::Vector),
         epsilon: f32,
         out: &mut Self::Buffer,
     ) -> Result<()>;
@@ -140,7 +200,7 @@ pub(crate) trait Executor: Send + 'static {
     /// x[row] += bias.
     fn add_bias(&mut self, x: &mut Self::Buffer, rows: usize, bias: &Self::Vector) -> Result<()>;
     /// Rotates the q and k heads of each row by its angles. `angles[row]` holds `rope_dim / 2` cosines, then as many
-    /// sines; element pairs are neighbours, as GGUF files of this family store them (arXiv:2104.09864).
+    /// sines; `shape.rope_order` says which elements are pairs (arXiv:2104.09864).
     fn rope(
         &mut self,
         qkv: &mut Self::Buffer,
@@ -157,19 +217,32 @@ pub(crate) trait Executor: Send + 'static {
         layer: usize,
         cache: &mut Self::Cache,
     ) -> Result<()>;
-    /// out[row] = causal attention of the row's q heads over positions 0..=position of its sequence, whose keys and
+    /// out[row] = attention of the row's q heads over the positions of its sequence that `reach` says, whose keys and
     /// values are stored.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what attention needs; a struct for one caller would hide it"
+    )]
     fn attention(
         &mut self,
         qkv: &Self::Buffer,
         batch: Batch<'_>,
         shape: HeadShape,
+        reach: Reach,
         layer: usize,
         cache: &Self::Cache,
         out: &mut Self::Buffer,
     ) -> Result<()>;
-    /// out[row] = silu(gate) * up, where a row of `x` holds gate and then up (arXiv:2002.05202).
-    fn gated_silu(&mut self, x: &Self::Buffer, rows: usize, out: &mut Self::Buffer) -> Result<()>;
+    /// out[row] = activation(gate) * up, where a row of `x` holds gate and then up (arXiv:2002.05202).
+    fn gated(
+        &mut self,
+        x: &Self::Buffer,
+        rows: usize,
+        activation: Activation,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// x[row] = gelu(x[row]) = x * (1 + erf(x / sqrt(2))) / 2 (arXiv:1606.08415), not approximated by tanh.
+    fn gelu(&mut self, x: &mut Self::Buffer, rows: usize) -> Result<()>;
     /// out[i] = x[rows[i]].
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<()>;
     /// Copies the first `rows` rows to the host.

@@ -13,16 +13,25 @@ use std::time::Instant;
 
 use crate::engine::{EngineOptions, Inbox, Shared};
 use crate::fairness::{ANSWER_COST, PROMPT_COST};
-use crate::llama::Session;
 use crate::model::Model;
+use crate::network::Session;
 use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::pace::{Pace, retry_after};
 use crate::prefix::Pages;
 use crate::sequence::{Goal, Sequence};
-use crate::{Error, Result};
+use crate::{Error, ModelKind, Result};
 
 /// Rows with an output that a step has room for, beside one for each sequence: for scores and embeddings.
-pub(crate) const EXTRA_OUTPUTS: usize = 16;
+const EXTRA_OUTPUTS: usize = 16;
+
+/// Rows with an output that a step has room for.
+pub(crate) fn most_outputs(model: &Model, options: &EngineOptions) -> usize {
+    options.max_sequences
+        + match model.kind() {
+            ModelKind::Decoder => EXTRA_OUTPUTS,
+            ModelKind::Encoder => options.prefill_chunk,
+        }
+}
 
 /// The state of the engine's thread.
 pub(crate) struct Scheduler {
@@ -373,7 +382,9 @@ impl Scheduler {
             0 => most,
             _ => self.pace.rows(decoding, self.options.max_step).min(most),
         };
-        let (whole, mut outputs) = (budget, EXTRA_OUTPUTS);
+        let encoder = self.model.kind() == ModelKind::Encoder;
+        let whole = budget;
+        let mut outputs = most_outputs(&self.model, &self.options) - self.options.max_sequences;
         for index in order.iter().copied() {
             // Those at the end may have been set back meanwhile.
             if budget == 0 || index >= self.active.len() || self.follows_another(index) {
@@ -384,6 +395,11 @@ impl Scheduler {
             if !sequence.generates() {
                 // Each row has an output.
                 count = count.min(1 + outputs);
+            }
+            let sequence = &self.active[index];
+            if encoder && count < sequence.tokens.len() - sequence.computed {
+                // A text is computed in one step: this one waits for a step with room for all of it.
+                continue;
             }
             if !self.take_pages(index, pages_for(sequence.computed + count)) {
                 continue;

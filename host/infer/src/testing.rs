@@ -119,21 +119,33 @@ pub(crate) fn random_tensor(kind: TensorType, elements: usize, seed: u64) -> Vec
         // The steps of the quantised types: together they span about -0.2 to 0.2.
         let (step, least) = (random.random_range(0.8..1.2) * 0.4, -0.2);
         let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
-        match kind {
-            TensorType::F32 => out.extend(value.to_le_bytes()),
-            TensorType::F16 => out.extend(half(value)),
-            TensorType::Bf16 => out.extend(half::bf16::from_f32(value).to_le_bytes()),
-            TensorType::Q4_0 => out.extend(half(step / 15.0)),
-            TensorType::Q4_1 => out.extend([half(step / 15.0), half(least)].concat()),
-            TensorType::Q5_0 => out.extend(half(step / 31.0)),
-            TensorType::Q5_1 => out.extend([half(step / 31.0), half(least)].concat()),
-            TensorType::Q8_0 => out.extend(half(step / 255.0)),
+        let mut block: Vec<u8> = (0..kind.block_bytes()).map(|_| random.random()).collect();
+        // Where the scales lie, and what they are.
+        let scales: &[(usize, f32)] = match kind {
+            TensorType::F32 => {
+                block.copy_from_slice(&value.to_le_bytes());
+                &[]
+            }
+            TensorType::F16 => &[(0, value)],
+            TensorType::Bf16 => {
+                block.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+                &[]
+            }
+            TensorType::Q4_0 => &[(0, step / 15.0)],
+            TensorType::Q4_1 => &[(0, step / 15.0), (2, least)],
+            TensorType::Q5_0 => &[(0, step / 31.0)],
+            TensorType::Q5_1 => &[(0, step / 31.0), (2, least)],
+            TensorType::Q8_0 | TensorType::Iq4Nl => &[(0, step / 255.0)],
+            TensorType::Q2K => &[(80, step / 24.0), (82, -least / 8.0)],
+            TensorType::Q3K => &[(108, step / 128.0)],
+            TensorType::Q4K => &[(0, step / 480.0), (2, -least / 32.0)],
+            TensorType::Q5K => &[(0, step / 992.0), (2, -least / 32.0)],
+            TensorType::Q6K => &[(208, step / 4096.0)],
+        };
+        for (at, value) in scales {
+            block[*at..at + 2].copy_from_slice(&half(*value));
         }
-        out.extend(
-            (out.len() % kind.block_bytes()..kind.block_bytes())
-                .filter(|_| kind.block_len() > 1)
-                .map(|_| random.random::<u8>()),
-        );
+        out.extend(block);
     }
     out
 }

@@ -14,6 +14,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer as Bpe};
 
 use crate::gguf::{Gguf, Value};
+use crate::json_encoding::JsonEncoding;
 use crate::sentencepiece::{SPACE, SentencePiece};
 use crate::{Error, Result};
 
@@ -37,9 +38,33 @@ const END_NAMES: [&str; 8] = [
 /// `tokenizer.ggml.token_type`: a token that stands for a byte, written `<0x41>`.
 const BYTE: i64 = 6;
 
-enum Encoding {
+/// How text becomes tokens.
+pub(crate) enum Encoding {
     BytePairs(Box<Bpe>),
     SentencePiece(SentencePiece),
+    /// What a Hugging Face folder's `tokenizer.json` says, without its special tokens.
+    Json(Box<JsonEncoding>),
+}
+
+/// An entry of a vocabulary.
+pub(crate) struct Entry {
+    pub(crate) bytes: Vec<u8>,
+    /// A text that is found as a whole before the encoding.
+    pub(crate) whole: Option<String>,
+    /// Templates alone write it.
+    pub(crate) control: bool,
+}
+
+/// Tokens with a part to play, by their ids.
+#[derive(Default)]
+pub(crate) struct Roles {
+    /// Those that end an answer.
+    pub(crate) end: Vec<u32>,
+    /// What templates get as the beginning and the end of a text.
+    pub(crate) beginning_and_end: [Option<u32>; 2],
+    /// What stands before every text, and after it.
+    pub(crate) first: Option<u32>,
+    pub(crate) last: Option<u32>,
 }
 
 /// A vocabulary and its encoding.
@@ -48,14 +73,13 @@ pub(crate) struct Tokenizer {
     /// Each token's bytes: `bytes[ends[id - 1]..ends[id]]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    /// Tokens that are found as a whole, longest first; the flag says that they are control tokens.
+    /// Tokens that are found as a whole; the flag says that they are control tokens.
     whole: Vec<(String, u32, bool)>,
+    /// For each first byte, the indices of those that begin with it, longest first.
+    whole_by_first: Vec<Vec<usize>>,
     control: Vec<bool>,
     longest: usize,
-    end: Vec<u32>,
-    /// The token before every text, where the model wants one.
-    first: Option<u32>,
-    beginning: Option<u32>,
+    roles: Roles,
 }
 
 impl Tokenizer {
@@ -86,32 +110,22 @@ impl Tokenizer {
                 )));
             }
         };
-        let alphabet: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
-        let (mut bytes, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new());
-        for (id, (token, kind)) in (0u32..).zip(tokens.iter().zip(&kinds)) {
+        let mut entries = Vec::with_capacity(tokens.len());
+        let alphabet = Alphabet::new();
+        for (token, kind) in tokens.iter().zip(&kinds) {
             let plain = !matches!(*kind, CONTROL | USER_DEFINED);
-            if !plain && !token.is_empty() {
-                whole.push(((*token).to_owned(), id, *kind == CONTROL));
-            }
-            let mut buffer = [0; 4];
-            match &encoding {
-                Encoding::SentencePiece(_) if *kind == BYTE => bytes.extend(byte_of(token)),
-                Encoding::SentencePiece(_) => {
-                    bytes.extend_from_slice(token.replace(SPACE, " ").as_bytes())
-                }
-                Encoding::BytePairs(_) => {
-                    for c in token.chars() {
-                        match alphabet.get(&c) {
-                            Some(byte) if plain => bytes.push(*byte),
-                            _ => bytes.extend_from_slice(c.encode_utf8(&mut buffer).as_bytes()),
-                        }
-                    }
-                }
-            }
-            ends.push(bytes.len());
+            let bytes = match &encoding {
+                Encoding::BytePairs(_) if plain => alphabet.bytes(token),
+                Encoding::SentencePiece(_) if *kind == BYTE => byte_of(token).into_iter().collect(),
+                Encoding::SentencePiece(_) => token.replace(SPACE, " ").into_bytes(),
+                _ => token.as_bytes().to_vec(),
+            };
+            entries.push(Entry {
+                bytes,
+                whole: (!plain).then(|| (*token).to_owned()),
+                control: *kind == CONTROL,
+            });
         }
-        whole.sort_by_key(|(token, _, _)| std::cmp::Reverse(token.len()));
-
         let id_of = |key: &str| -> Result<Option<u32>> {
             match gguf.optional_u32(key)? {
                 Some(id) if id as usize >= tokens.len() => Err(Error::Gguf(format!(
@@ -126,33 +140,51 @@ impl Tokenizer {
         for key in ["eos", "eot", "eom"] {
             end.extend(id_of(&format!("tokenizer.ggml.{key}_token_id"))?);
         }
-        end.extend(
-            whole
-                .iter()
-                .filter(|(name, _, control)| *control && END_NAMES.contains(&name.as_str()))
-                .map(|w| w.1),
-        );
-        end.sort_unstable();
-        end.dedup();
         let add_first = gguf
             .optional_bool("tokenizer.ggml.add_bos_token")?
             .unwrap_or(adds_first);
-        let longest = ends
-            .iter()
-            .scan(0, |start, end| Some(end - std::mem::replace(start, *end)))
-            .max()
-            .unwrap_or(1);
-        Ok(Self {
+        let roles = Roles {
+            end,
+            beginning_and_end: [beginning, id_of("tokenizer.ggml.eos_token_id")?],
+            first: beginning.filter(|_| add_first),
+            last: None,
+        };
+        Ok(Self::new(encoding, entries, roles))
+    }
+
+    /// Puts a vocabulary together.
+    pub(crate) fn new(encoding: Encoding, entries: Vec<Entry>, mut roles: Roles) -> Self {
+        let (mut bytes, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut control, mut longest) = (Vec::new(), 1);
+        for (id, entry) in (0u32..).zip(entries) {
+            bytes.extend_from_slice(&entry.bytes);
+            ends.push(bytes.len());
+            longest = longest.max(entry.bytes.len());
+            control.push(entry.control);
+            if let Some(text) = entry.whole.filter(|text| !text.is_empty()) {
+                if entry.control && END_NAMES.contains(&text.as_str()) {
+                    roles.end.push(id);
+                }
+                whole.push((text, id, entry.control));
+            }
+        }
+        whole.sort_by_key(|(token, _, _)| std::cmp::Reverse(token.len()));
+        let mut whole_by_first = vec![Vec::new(); 256];
+        for (index, (text, _, _)) in whole.iter().enumerate() {
+            whole_by_first[usize::from(text.as_bytes()[0])].push(index);
+        }
+        roles.end.sort_unstable();
+        roles.end.dedup();
+        Self {
             encoding,
             bytes,
             ends,
             whole,
-            control: kinds.iter().map(|kind| *kind == CONTROL).collect(),
+            whole_by_first,
+            control,
             longest,
-            end,
-            first: beginning.filter(|_| add_first),
-            beginning,
-        })
+            roles,
+        }
     }
 
     /// Number of tokens.
@@ -167,24 +199,26 @@ impl Tokenizer {
 
     /// Whether the token ends an answer.
     pub(crate) fn is_end(&self, id: u32) -> bool {
-        self.end.binary_search(&id).is_ok()
+        self.roles.end.binary_search(&id).is_ok()
     }
 
     /// The token that the model wants before every text.
     pub(crate) fn first(&self) -> Option<u32> {
-        self.first
+        self.roles.first
+    }
+
+    /// The token that the model wants after every text that is not to go on: an encoder's.
+    pub(crate) fn last(&self) -> Option<u32> {
+        self.roles.last
     }
 
     /// The text of the beginning-of-text and end-of-text tokens, which templates may name.
-    pub(crate) fn named(&self, gguf: &Gguf) -> Result<(String, String)> {
-        let end = gguf.optional_u32("tokenizer.ggml.eos_token_id")?;
-        let text = |id: Option<u32>| {
-            id.map(|id| String::from_utf8_lossy(self.token_bytes(id)).into_owned())
-        };
-        Ok((
-            text(self.beginning).unwrap_or_default(),
-            text(end).unwrap_or_default(),
-        ))
+    pub(crate) fn named(&self) -> (String, String) {
+        let [beginning, end] = self.roles.beginning_and_end.map(|id| {
+            let bytes = id.map(|id| self.token_bytes(id)).unwrap_or_default();
+            String::from_utf8_lossy(bytes).into_owned()
+        });
+        (beginning, end)
     }
 
     /// The texts of all control tokens.
@@ -239,9 +273,10 @@ impl Tokenizer {
         let (mut start, mut at) = (0, 0);
         while at < text.len() {
             let rest = &text[at..];
-            let found = self
-                .whole
+            let candidates = &self.whole_by_first[usize::from(rest.as_bytes()[0])];
+            let found = candidates
                 .iter()
+                .map(|index| &self.whole[*index])
                 .find(|(token, _, control)| (special || !control) && rest.starts_with(token));
             match found {
                 Some((token, id, _)) => {
@@ -264,6 +299,7 @@ impl Tokenizer {
         }
         match &self.encoding {
             Encoding::SentencePiece(pieces) => pieces.encode(text, beginning, out),
+            Encoding::Json(json) => json.encode(text, beginning, out),
             Encoding::BytePairs(bpe) => match bpe.encode_fast(text, false) {
                 Ok(encoding) => out.extend_from_slice(encoding.get_ids()),
                 // Byte-pair encoding without dropout has no way to fail; the type says that it might.
@@ -283,6 +319,9 @@ impl Tokenizer {
         match &self.encoding {
             // The space that was put before the text.
             Encoding::SentencePiece(pieces) if pieces.prefix() => {
+                text.strip_prefix(' ').unwrap_or(&text).to_owned()
+            }
+            Encoding::Json(json) if json.prefix() => {
                 text.strip_prefix(' ').unwrap_or(&text).to_owned()
             }
             _ => text.into_owned(),
@@ -348,7 +387,7 @@ fn read_pieces(gguf: &Gguf, tokens: &[&str], kinds: &[i64]) -> Result<SentencePi
 }
 
 /// The byte that `<0x41>` stands for.
-fn byte_of(token: &str) -> Option<u8> {
+pub(crate) fn byte_of(token: &str) -> Option<u8> {
     u8::from_str_radix(token.strip_prefix("<0x")?.strip_suffix('>')?, 16).ok()
 }
 
@@ -439,6 +478,27 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper> {
         ByteLevel::new(false, true, false).into(),
     ])
     .into())
+}
+
+/// The bytes that characters of a byte-level vocabulary stand for.
+pub(crate) struct Alphabet(HashMap<char, u8>);
+
+impl Alphabet {
+    pub(crate) fn new() -> Self {
+        Self(byte_alphabet().into_iter().zip(0..=255).collect())
+    }
+
+    /// The bytes of a token; a character that stands for none is itself.
+    pub(crate) fn bytes(&self, token: &str) -> Vec<u8> {
+        let mut out = Vec::with_capacity(token.len());
+        for c in token.chars() {
+            match self.0.get(&c) {
+                Some(byte) => out.push(*byte),
+                None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        out
+    }
 }
 
 /// GPT-2's alphabet: the character that stands for each byte in a vocabulary.

@@ -5,11 +5,12 @@
 //! through slices whose length was checked, or through tiles whose size [`Tiles`] guarantees.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::kernels::{CacheElement, HeadCache};
 use super::scalar;
-use super::tiles::{BLOCK, LANES, LIMIT, Rounded, RoundedRow, TINY, Tiles};
-use crate::quant::TensorType;
+use super::tiles::{BLOCK, LANES, LIMIT, Rounded, RoundedRow, SHARE, TINY, Tiles};
+use crate::quant::{IQ4_NL, TensorType};
 
 /// Shows that a call comes from code that runs only where the features are there.
 #[derive(Clone, Copy)]
@@ -156,6 +157,23 @@ pub(super) fn gated_silu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     scalar::gated_silu(gate_rest, up_rest, out_rest);
 }
 
+/// tanh-approximated gelu(gate) * up: tanh(t) = 1 - 2 / (1 + e^2t), so gelu(x) = x - x / (1 + e^2t).
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn gated_gelu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let (gate8, gate_rest) = gate.as_chunks::<8>();
+    let (up8, up_rest) = up.as_chunks::<8>();
+    let (out8, out_rest) = out.as_chunks_mut::<8>();
+    let [first, third] = scalar::GELU.map(|c| _mm256_set1_ps(2.0 * c));
+    for ((gate, up), out) in gate8.iter().zip(up8).zip(out8) {
+        let gate = load(gate);
+        let inner = _mm256_fmadd_ps(_mm256_mul_ps(gate, gate), third, first);
+        let e = exp(_mm256_mul_ps(inner, gate));
+        let off = _mm256_div_ps(gate, _mm256_add_ps(_mm256_set1_ps(1.0), e));
+        store(out, _mm256_mul_ps(_mm256_sub_ps(gate, off), load(up)));
+    }
+    scalar::gated_gelu(gate_rest, up_rest, out_rest);
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn exp_sums(x: &[f32], most: f32) -> (f64, f64) {
     let (mut sum, mut weighted) = (0f64, 0f64);
@@ -275,8 +293,14 @@ pub(super) fn group_products<const NT: usize>(
     // has as many tiles of the type's size.
     let sums = unsafe {
         match tiles.kind {
-            TensorType::Q4_0 => nibble_products::<NT, false>(group, blocks, rows),
-            TensorType::Q4_1 => nibble_products::<NT, true>(group, blocks, rows),
+            TensorType::Q4_0 => nibble_products::<NT, false, MIDDLE>(group, blocks, rows),
+            TensorType::Q4_1 => nibble_products::<NT, false, OWN>(group, blocks, rows),
+            TensorType::Q4K => nibble_products::<NT, false, SHARED>(group, blocks, rows),
+            TensorType::Q5_0 => nibble_products::<NT, true, MIDDLE>(group, blocks, rows),
+            TensorType::Q5_1 => nibble_products::<NT, true, OWN>(group, blocks, rows),
+            TensorType::Q5K => nibble_products::<NT, true, SHARED>(group, blocks, rows),
+            TensorType::Iq4Nl => table_products::<NT>(group, blocks, rows),
+            TensorType::Q6K => six_bit_products::<NT>(group, blocks, rows),
             _ => byte_products::<NT>(group, blocks, rows),
         }
     };
@@ -288,33 +312,62 @@ pub(super) fn group_products<const NT: usize>(
     NT
 }
 
-/// 4-bit tiles. Two `maddubs` of up to 15 * 127 add up in 16 bits over the 8 vectors: 30,480 < 32,768.
+/// Minima: the middle of the integers' range,
+const MIDDLE: u8 = 0;
+/// each tile's own,
+const OWN: u8 = 1;
+/// or integers with the scales of a header before every [`SHARE`] tiles.
+const SHARED: u8 = 2;
+
+/// 4-bit and 5-bit tiles. 16-bit sums do not overflow: those of four bits add up 2 * 8 products of at most 15 * 127,
+/// 30,480 < 32,768; those of five bits are widened half way, after 2 * 4 products of at most 31 * 127 (the low
+/// halves of the activations, up to 64, need that not).
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn nibble_products<const NT: usize, const MINIMA: bool>(
+unsafe fn nibble_products<const NT: usize, const FIFTH: bool, const MINIMA: u8>(
     group: &[u8],
     blocks: usize,
     rows: [RowPointers; NT],
 ) -> [__m256; NT] {
-    let (mask, one, eight) = (
+    let (mask, one, bit) = (
         _mm256_set1_epi8(15),
         _mm256_set1_epi16(1),
-        _mm256_set1_ps(-8.0),
+        _mm256_set1_epi8(16),
     );
-    let tile_bytes = if MINIMA { 160 } else { 144 };
+    let middle = _mm256_set1_ps(if FIFTH { -16.0 } else { -8.0 });
+    let scales_at = if FIFTH { 160 } else { 128 };
+    let tile_bytes = scales_at + if MINIMA == OWN { 32 } else { 16 };
     let mut sums = [_mm256_setzero_ps(); NT];
+    let mut header = [_mm256_setzero_ps(); 2];
+    let mut tile = group.as_ptr();
     for block in 0..blocks {
         // SAFETY: the caller's, for each pointer; prefetching may name any address.
         unsafe {
-            let tile = group.as_ptr().add(block * tile_bytes);
+            if MINIMA == SHARED && block % SHARE == 0 {
+                header = [0, 16].map(|at| halves(tile.add(at)));
+                tile = tile.add(32);
+            }
             for line in 0..3 {
                 _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + 64 * line).cast());
             }
+            let fifth = if FIFTH {
+                _mm256_loadu_si256(tile.add(128).cast())
+            } else {
+                _mm256_setzero_si256()
+            };
             let (mut high, mut low) = ([_mm256_setzero_si256(); NT], [_mm256_setzero_si256(); NT]);
+            let mut wide = [_mm256_setzero_si256(); NT];
             for v in 0..4 {
                 let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(v));
-                let near = _mm256_and_si256(packed, mask);
-                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                let mut near = _mm256_and_si256(packed, mask);
+                let mut far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                if FIFTH {
+                    // Bits v and 4 + v of each byte to the fifth place; what crosses bytes is masked out.
+                    let near_bits = _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - v as i32));
+                    let far_bits = _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(v as i32));
+                    near = _mm256_or_si256(near, _mm256_and_si256(near_bits, bit));
+                    far = _mm256_or_si256(far, _mm256_and_si256(far_bits, bit));
+                }
                 for i in 0..NT {
                     let four = |bytes: *const i8, at: usize| {
                         _mm256_set1_epi32(bytes.cast::<i32>().add(block * 8 + at).read_unaligned())
@@ -329,21 +382,187 @@ unsafe fn nibble_products<const NT: usize, const MINIMA: bool>(
                     );
                     high[i] = _mm256_add_epi16(high[i], high_pair);
                     low[i] = _mm256_add_epi16(low[i], low_pair);
+                    if FIFTH && v % 2 == 1 {
+                        wide[i] = _mm256_add_epi32(wide[i], _mm256_madd_epi16(high[i], one));
+                        high[i] = _mm256_setzero_si256();
+                    }
                 }
             }
-            let scales = _mm256_cvtph_ps(_mm_loadu_si128(tile.add(128).cast()));
-            let minima = match MINIMA {
-                true => _mm256_cvtph_ps(_mm_loadu_si128(tile.add(144).cast())),
-                false => _mm256_mul_ps(scales, eight),
+            let scales = tile.add(scales_at);
+            let (scales, minima) = match MINIMA {
+                SHARED => (
+                    _mm256_mul_ps(header[0], unsigned_bytes(scales)),
+                    _mm256_mul_ps(header[1], unsigned_bytes(scales.add(8))),
+                ),
+                OWN => (halves(scales), halves(scales.add(16))),
+                _ => (halves(scales), _mm256_mul_ps(halves(scales), middle)),
             };
             for i in 0..NT {
-                let high = _mm256_slli_epi32::<7>(_mm256_madd_epi16(high[i], one));
+                if !FIFTH {
+                    wide[i] = _mm256_madd_epi16(high[i], one);
+                }
+                let high = _mm256_slli_epi32::<7>(wide[i]);
                 let products =
                     _mm256_cvtepi32_ps(_mm256_add_epi32(high, _mm256_madd_epi16(low[i], one)));
                 let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*rows[i].scale.add(block)));
-                sums[i] = _mm256_fmadd_ps(minima, _mm256_set1_ps(*rows[i].sum.add(block)), sums[i]);
+                let sum = _mm256_set1_ps(*rows[i].sum.add(block));
+                sums[i] = match MINIMA {
+                    SHARED => _mm256_fnmadd_ps(minima, sum, sums[i]),
+                    _ => _mm256_fmadd_ps(minima, sum, sums[i]),
+                };
                 sums[i] = _mm256_fmadd_ps(products, scale, sums[i]);
             }
+            tile = tile.add(tile_bytes);
+        }
+    }
+    sums
+}
+
+/// Eight f16 at a pointer.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn halves(at: *const u8) -> __m256 {
+    // SAFETY: the caller's: 16 bytes.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
+}
+
+/// Eight unsigned bytes at a pointer, as f32.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn unsigned_bytes(at: *const u8) -> __m256 {
+    // SAFETY: the caller's: 8 bytes.
+    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
+}
+
+/// Eight signed bytes at a pointer, as f32.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn signed_bytes(at: *const u8) -> __m256 {
+    // SAFETY: the caller's: 8 bytes.
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
+}
+
+/// Adds the products of 32 signed bytes, columns 2p to 2p + 3 of 8 rows, with each row of activations; `pair`
+/// counts pairs of columns from the block's first.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn add_pairs<const NT: usize>(
+    weights: __m256i,
+    block: usize,
+    pair: usize,
+    rows: &[RowPointers; NT],
+    sums: &mut [__m256i; NT],
+) {
+    let first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(weights));
+    let second = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(weights));
+    for i in 0..NT {
+        // SAFETY: the caller's.
+        let [x, y] = [0, 1].map(|more| unsafe {
+            let words = rows[i].word.cast::<i32>().add(block * 16 + pair + more);
+            _mm256_set1_epi32(words.read_unaligned())
+        });
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(first, x));
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(second, y));
+    }
+}
+
+/// IQ4_NL: nibbles looked up in the table of its values, then as 8-bit weights.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn table_products<const NT: usize>(
+    group: &[u8],
+    blocks: usize,
+    rows: [RowPointers; NT],
+) -> [__m256; NT] {
+    let mask = _mm256_set1_epi8(15);
+    // SAFETY: the table has 16 bytes.
+    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(IQ4_NL.as_ptr().cast()) });
+    let mut sums = [_mm256_setzero_ps(); NT];
+    for block in 0..blocks {
+        // SAFETY: the caller's, for each pointer; prefetching may name any address.
+        unsafe {
+            let tile = group.as_ptr().add(block * 144);
+            for line in 0..3 {
+                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + 64 * line).cast());
+            }
+            let mut products = [_mm256_setzero_si256(); NT];
+            for p in 0..4 {
+                let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(p));
+                let near = _mm256_and_si256(packed, mask);
+                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                for (index, pair) in [(near, 2 * p), (far, 2 * p + 8)] {
+                    let weights = _mm256_shuffle_epi8(table, index);
+                    add_pairs(weights, block, pair, &rows, &mut products);
+                }
+            }
+            let scales = halves(tile.add(128));
+            for i in 0..NT {
+                let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*rows[i].scale.add(block)));
+                sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[i]), scale, sums[i]);
+            }
+        }
+    }
+    sums
+}
+
+/// Q6_K: nibbles and upper bits joined, then as 8-bit weights, with a scale for each 16 columns.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn six_bit_products<const NT: usize>(
+    group: &[u8],
+    blocks: usize,
+    rows: [RowPointers; NT],
+) -> [__m256; NT] {
+    let (mask, upper, middle) = (
+        _mm256_set1_epi8(15),
+        _mm256_set1_epi8(48),
+        _mm256_set1_epi8(32),
+    );
+    let mut sums = [_mm256_setzero_ps(); NT];
+    let mut header = _mm256_setzero_ps();
+    let mut tile = group.as_ptr();
+    for block in 0..blocks {
+        // SAFETY: the caller's, for each pointer; prefetching may name any address.
+        unsafe {
+            if block % SHARE == 0 {
+                header = halves(tile);
+                tile = tile.add(16);
+            }
+            for line in 0..4 {
+                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + 64 * line).cast());
+            }
+            let mut near_sums = [_mm256_setzero_si256(); NT];
+            let mut far_sums = [_mm256_setzero_si256(); NT];
+            for p in 0..4 {
+                let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(p));
+                let bits = _mm256_loadu_si256(tile.add(128).cast::<__m256i>().add(p % 2));
+                // Two bits of each byte to the fifth and sixth place; what crosses bytes is masked out.
+                let (near_bits, far_bits) = if p < 2 {
+                    (_mm256_slli_epi16::<4>(bits), _mm256_slli_epi16::<2>(bits))
+                } else {
+                    (bits, _mm256_srli_epi16::<2>(bits))
+                };
+                let near = _mm256_and_si256(packed, mask);
+                let near = _mm256_or_si256(near, _mm256_and_si256(near_bits, upper));
+                let near = _mm256_sub_epi8(near, middle);
+                add_pairs(near, block, 2 * p, &rows, &mut near_sums);
+                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                let far = _mm256_or_si256(far, _mm256_and_si256(far_bits, upper));
+                let far = _mm256_sub_epi8(far, middle);
+                add_pairs(far, block, 2 * p + 8, &rows, &mut far_sums);
+            }
+            let near_scales = _mm256_mul_ps(header, signed_bytes(tile.add(192)));
+            let far_scales = _mm256_mul_ps(header, signed_bytes(tile.add(200)));
+            for i in 0..NT {
+                let of_row = _mm256_set1_ps(*rows[i].scale.add(block));
+                let (near, far) = (
+                    _mm256_mul_ps(near_scales, of_row),
+                    _mm256_mul_ps(far_scales, of_row),
+                );
+                sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(near_sums[i]), near, sums[i]);
+                sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(far_sums[i]), far, sums[i]);
+            }
+            tile = tile.add(208);
         }
     }
     sums
@@ -395,16 +614,16 @@ unsafe fn byte_products<const NT: usize>(
 pub(super) fn attend<E: CacheElement>(
     q: &[f32],
     cache: &HeadCache<'_, E>,
-    count: usize,
+    span: Range<usize>,
+    scale: f32,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
     let token = Token(());
     let (q8, dim) = (q.as_chunks::<8>().0, q.len());
-    let scale = 1.0 / (dim as f32).sqrt();
     scores.clear();
-    for (keys, _, tokens) in cache.pages(count) {
-        for key in keys.chunks_exact(dim).take(tokens) {
+    for (keys, _) in cache.pages(span.clone()) {
+        for key in keys.chunks_exact(dim) {
             let (mut even, mut odd) = (_mm256_setzero_ps(), _mm256_setzero_ps());
             let (pairs, last) = key.as_chunks::<8>().0.as_chunks::<2>();
             let (q_pairs, q_last) = q8.as_chunks::<2>();
@@ -436,8 +655,8 @@ pub(super) fn attend<E: CacheElement>(
         let out = out.as_chunks_mut::<8>().0;
         let mut lanes = [_mm256_setzero_ps(); 8];
         let mut weights = scores.iter();
-        for (_, values, tokens) in cache.pages(count) {
-            for (value, weight) in values.chunks_exact(dim).take(tokens).zip(&mut weights) {
+        for (_, values) in cache.pages(span.clone()) {
+            for (value, weight) in values.chunks_exact(dim).zip(&mut weights) {
                 let weight = _mm256_set1_ps(*weight);
                 let value = value.as_chunks::<8>().0.iter().skip(part * 8);
                 for (lane, value) in lanes.iter_mut().zip(value) {

@@ -21,7 +21,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::memory::{HugeArena, HugeSlice};
 use crate::model::Precision;
 use crate::ops::{
-    Batch, CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Row, Weights, Write,
+    Activation, Batch, CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Reach, RopeOrder, Row,
+    Weights, Write,
 };
 use crate::{Error, Result};
 use cache::{Cache, Planes};
@@ -165,11 +166,31 @@ impl CpuExecutor {
         })
     }
 
+    /// As [`Self::each_row`], where `body` makes a new row, which is set or added.
+    fn each_new_row(
+        &mut self,
+        rows: usize,
+        out: &mut Buffer,
+        write: Write,
+        body: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Result<()> {
+        if write == Write::Set {
+            return self.each_row(rows, out, body);
+        }
+        self.each_row(rows, out, &|row, out| {
+            let mut new = vec![0.0; out.len()];
+            body(row, &mut new);
+            out.iter_mut().zip(new).for_each(|(out, new)| *out += new);
+        })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "see `Executor::attention`")]
     fn attend<E: CacheElement>(
         &mut self,
         qkv: &Buffer,
         batch: Batch<'_>,
         shape: HeadShape,
+        reach: Reach,
         layer: usize,
         planes: &Planes<E>,
         out: &mut Buffer,
@@ -184,6 +205,20 @@ impl CpuExecutor {
         let scratch = &self.scratch;
         // One unit of work is one head of one row. The units of a task are neighbours: heads that share keys.
         let Batch { rows, tables } = batch;
+        // Where each sequence ends, for rows that see beyond themselves.
+        let mut ends = vec![
+            0;
+            if reach == Reach::Whole {
+                tables.len()
+            } else {
+                0
+            }
+        ];
+        for row in rows {
+            if let Some(end) = ends.get_mut(row.table as usize) {
+                *end = row.position.max(*end);
+            }
+        }
         let units = rows.len() * shape.heads;
         let tasks = units.min(scratch.len()).max(1);
         let share = units.div_ceil(tasks);
@@ -199,7 +234,13 @@ impl CpuExecutor {
                 // SAFETY: each head of each row is one unit, and each unit is in one task.
                 let out = unsafe { parts.part(row * width + head * dim, dim) };
                 let q = &qkv.row(row)[head * dim..(head + 1) * dim];
-                kernels::attend(level, q, &cache, position as usize + 1, scores, out);
+                let (first, last) = match reach {
+                    Reach::Causal => (0, position),
+                    Reach::Window(size) => ((position + 1).saturating_sub(size), position),
+                    Reach::Whole => (0, ends[table as usize]),
+                };
+                let span = first as usize..last as usize + 1;
+                kernels::attend(level, q, &cache, span, shape.scale, scores, out);
             };
             if dealt {
                 for row in (task..rows.len()).step_by(tasks) {
@@ -243,9 +284,19 @@ impl Executor for CpuExecutor {
         2 * shape.layers * shape.kv_heads * PAGE_TOKENS * shape.head_dim * element
     }
 
-    fn embed(&mut self, table: &Matrix, rows: &[Row], out: &mut Buffer) -> Result<()> {
-        self.each_row(rows.len(), out, &|row, out| {
-            table.row(rows[row].token as usize, out)
+    fn embed(
+        &mut self,
+        table: &Matrix,
+        ids: &[u32],
+        scale: f32,
+        out: &mut Buffer,
+        write: Write,
+    ) -> Result<()> {
+        self.each_new_row(ids.len(), out, write, &|row, out| {
+            table.row(ids[row] as usize, out);
+            if scale != 1.0 {
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
         })
     }
 
@@ -256,10 +307,46 @@ impl Executor for CpuExecutor {
         weight: &Vec<f32>,
         epsilon: f32,
         out: &mut Buffer,
+        write: Write,
     ) -> Result<()> {
         let level = self.level;
-        self.each_row(rows, out, &|row, out| {
+        self.each_new_row(rows, out, write, &|row, out| {
             kernels::rms_norm(level, x.row(row), weight, epsilon, out)
+        })
+    }
+
+    fn head_norm(
+        &mut self,
+        qkv: &mut Buffer,
+        rows: usize,
+        shape: HeadShape,
+        weights: (&Vec<f32>, &Vec<f32>),
+        epsilon: f32,
+    ) -> Result<()> {
+        let level = self.level;
+        self.each_row(rows, qkv, &|_, x| {
+            let heads = x.chunks_exact_mut(shape.head_dim);
+            for (index, head) in heads.enumerate().take(shape.heads + shape.kv_heads) {
+                let weight = if index < shape.heads {
+                    weights.0
+                } else {
+                    weights.1
+                };
+                kernels::rms_norm_in_place(level, head, weight, epsilon);
+            }
+        })
+    }
+
+    fn layer_norm(
+        &mut self,
+        x: &Buffer,
+        rows: usize,
+        (weight, bias): (&Vec<f32>, &Vec<f32>),
+        epsilon: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.each_row(rows, out, &|row, out| {
+            scalar::layer_norm(x.row(row), weight, bias, epsilon, out)
         })
     }
 
@@ -329,15 +416,23 @@ impl Executor for CpuExecutor {
                 .chunks_exact_mut(shape.head_dim)
                 .take(shape.heads + shape.kv_heads)
             {
-                for ((pair, cos), sin) in head
-                    .as_chunks_mut::<2>()
-                    .0
-                    .iter_mut()
-                    .zip(cosines)
-                    .zip(sines)
-                {
-                    let [a, b] = *pair;
-                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                let head = &mut head[..shape.rope_dim];
+                match shape.rope_order {
+                    RopeOrder::Neighbours => {
+                        let elements = head.as_chunks_mut::<2>().0.iter_mut();
+                        for ((pair, cos), sin) in elements.zip(cosines).zip(sines) {
+                            let [a, b] = *pair;
+                            *pair = [a * cos - b * sin, a * sin + b * cos];
+                        }
+                    }
+                    RopeOrder::Halves => {
+                        let (first, second) = head.split_at_mut(pairs);
+                        let elements = first.iter_mut().zip(second);
+                        for (((first, second), cos), sin) in elements.zip(cosines).zip(sines) {
+                            let (a, b) = (*first, *second);
+                            (*first, *second) = (a * cos - b * sin, a * sin + b * cos);
+                        }
+                    }
                 }
             }
         })
@@ -385,22 +480,36 @@ impl Executor for CpuExecutor {
         qkv: &Buffer,
         batch: Batch<'_>,
         shape: HeadShape,
+        reach: Reach,
         layer: usize,
         cache: &Cache,
         out: &mut Buffer,
     ) -> Result<()> {
         match cache {
-            Cache::Half(planes) => self.attend(qkv, batch, shape, layer, planes, out),
-            Cache::Single(planes) => self.attend(qkv, batch, shape, layer, planes, out),
+            Cache::Half(planes) => self.attend(qkv, batch, shape, reach, layer, planes, out),
+            Cache::Single(planes) => self.attend(qkv, batch, shape, reach, layer, planes, out),
         }
     }
 
-    fn gated_silu(&mut self, x: &Buffer, rows: usize, out: &mut Buffer) -> Result<()> {
+    fn gated(
+        &mut self,
+        x: &Buffer,
+        rows: usize,
+        activation: Activation,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let level = self.level;
         self.each_row(rows, out, &|row, out| {
             let (gate, up) = x.row(row).split_at(out.len());
-            kernels::gated_silu(level, gate, up, out);
+            match activation {
+                Activation::Silu => kernels::gated_silu(level, gate, up, out),
+                Activation::GeluTanh => kernels::gated_gelu(level, gate, up, out),
+            }
         })
+    }
+
+    fn gelu(&mut self, x: &mut Buffer, rows: usize) -> Result<()> {
+        self.each_row(rows, x, &|_, x| scalar::gelu(x))
     }
 
     fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<()> {

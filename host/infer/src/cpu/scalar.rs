@@ -1,14 +1,9 @@
 //! The kernels in plain Rust: what runs where there is no better, and what the others are tested against.
 
-use half::f16;
+use std::ops::Range;
 
 use super::kernels::{CacheElement, HeadCache};
-use super::tiles::{BLOCK, LANES, Rounded, Tiles, scales_at};
-use crate::quant::TensorType;
-
-fn f16_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
+use super::tiles::{BLOCK, LANES, Rounded, Tiles};
 
 /// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
 pub(super) fn group_products(
@@ -18,55 +13,27 @@ pub(super) fn group_products(
     rows: usize,
     mut write: impl FnMut(usize, [f32; LANES]),
 ) {
-    let (kind, columns, scales) = (tiles.kind, tiles.columns, scales_at(tiles.kind));
-    let blocks = columns / BLOCK;
+    let (columns, blocks) = (tiles.columns, tiles.columns / BLOCK);
     let mut sums = vec![[0f32; LANES]; rows];
-    for (block, tile) in tiles
-        .group(group)
-        .chunks_exact(Tiles::tile_bytes(kind))
-        .enumerate()
-    {
-        let weights = unpack(kind, tile);
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let words = &x.word[row * columns + block * BLOCK..][..BLOCK];
-            let (scale, sum) = (x.scale[row * blocks + block], x.sum[row * blocks + block]);
-            for (lane, (out, weights)) in sums.iter_mut().zip(&weights).enumerate() {
-                let pairs = weights.iter().zip(words);
-                let products: i32 = pairs
-                    .map(|(weight, word)| i32::from(*weight) * i32::from(*word))
-                    .sum();
-                let d = f16_at(tile, scales + 2 * lane);
-                let minimum = match kind {
-                    TensorType::Q4_0 => -8.0 * d,
-                    TensorType::Q4_1 => f16_at(tile, scales + 16 + 2 * lane),
-                    _ => 0.0,
-                };
-                *out += products as f32 * (d * scale) + minimum * sum;
+    for (block, tile) in tiles.tiles(group).enumerate() {
+        for lane in 0..LANES {
+            let (q, scales, minimum) = tile.lane(lane);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let words = &x.word[row * columns + block * BLOCK..][..BLOCK];
+                let (scale, sum) = (x.scale[row * blocks + block], x.sum[row * blocks + block]);
+                let halves = q.chunks_exact(16).zip(words.chunks_exact(16)).zip(scales);
+                for ((q, words), of_half) in halves {
+                    let pairs = q.iter().zip(words);
+                    let products: i32 = pairs.map(|(q, x)| i32::from(*q) * i32::from(*x)).sum();
+                    sums[lane] += products as f32 * (of_half * scale);
+                }
+                sums[lane] += minimum * sum;
             }
         }
     }
     sums.into_iter()
         .enumerate()
         .for_each(|(row, sums)| write(row, sums));
-}
-
-/// A tile's integers, row by row.
-fn unpack(kind: TensorType, tile: &[u8]) -> [[i16; BLOCK]; LANES] {
-    let mut out = [[0; BLOCK]; LANES];
-    for (lane, out) in out.iter_mut().enumerate() {
-        if kind == TensorType::Q8_0 {
-            for (column, out) in out.iter_mut().enumerate() {
-                *out = i16::from(tile[column / 2 * 16 + 2 * lane + column % 2] as i8);
-            }
-            continue;
-        }
-        let (near, far) = out.split_at_mut(BLOCK / 2);
-        for (column, (near, far)) in near.iter_mut().zip(far).enumerate() {
-            let byte = tile[column / 4 * 32 + 4 * lane + column % 4];
-            (*near, *far) = (i16::from(byte & 15), i16::from(byte >> 4));
-        }
-    }
-    out
 }
 
 /// The dot product of two vectors of f32.
@@ -86,6 +53,51 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32])
 pub(super) fn gated_silu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate / (1.0 + (-gate).exp()) * up;
+    }
+}
+
+/// sqrt(2 / pi), and 0.044715 times that: the approximation of gelu by tanh (arXiv:1606.08415).
+pub(super) const GELU: [f32; 2] = [0.797_884_6, 0.035_677_408];
+
+/// tanh-approximated gelu(gate) * up.
+pub(super) fn gated_gelu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let [first, third] = GELU;
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        let inner = gate * (first + third * gate * gate);
+        *out = 0.5 * gate * (1.0 + inner.tanh()) * up;
+    }
+}
+
+/// gelu(x) = x * (1 + erf(x / sqrt(2))) / 2, in place.
+pub(super) fn gelu(x: &mut [f32]) {
+    for x in x {
+        *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+    }
+}
+
+/// The error function, off by at most 1.5e-7: formula 7.1.26 of Abramowitz and Stegun, "Handbook of Mathematical
+/// Functions".
+fn erf(x: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.327_591_1 * x.abs());
+    let factors = [
+        1.061_405_4,
+        -1.453_152,
+        1.421_413_8,
+        -0.284_496_74,
+        0.254_829_6,
+    ];
+    let sum = factors.iter().fold(0.0, |sum, factor| (sum + factor) * t);
+    (1.0 - sum * (-x * x).exp()).copysign(x)
+}
+
+/// (x - mean) / sqrt(variance + epsilon) * weight + bias.
+pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+    let count = x.len() as f32;
+    let mean = x.iter().sum::<f32>() / count;
+    let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / count;
+    let inverse = 1.0 / (variance + epsilon).sqrt();
+    for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+        *out = (x - mean) * inverse * weight + bias;
     }
 }
 
@@ -113,18 +125,18 @@ pub(super) fn exp_all(x: &mut [f32]) {
     }
 }
 
-/// Attention of one head over the first `count` positions; `scores` is scratch.
+/// Attention of one head over the positions of `span`; `scores` is scratch.
 pub(super) fn attend<E: CacheElement>(
     q: &[f32],
     cache: &HeadCache<'_, E>,
-    count: usize,
+    span: Range<usize>,
+    scale: f32,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let scale = 1.0 / (q.len() as f32).sqrt();
     scores.clear();
-    for (keys, _, tokens) in cache.pages(count) {
-        for key in keys.chunks_exact(q.len()).take(tokens) {
+    for (keys, _) in cache.pages(span.clone()) {
+        for key in keys.chunks_exact(q.len()) {
             scores.push(q.iter().zip(key).map(|(q, k)| q * k.widen()).sum::<f32>() * scale);
         }
     }
@@ -136,8 +148,8 @@ pub(super) fn attend<E: CacheElement>(
     }
     out.fill(0.0);
     let mut weights = scores.iter();
-    for (_, values, tokens) in cache.pages(count) {
-        for (value, weight) in values.chunks_exact(q.len()).take(tokens).zip(&mut weights) {
+    for (_, values) in cache.pages(span) {
+        for (value, weight) in values.chunks_exact(q.len()).zip(&mut weights) {
             for (out, value) in out.iter_mut().zip(value) {
                 *out += weight * value.widen();
             }

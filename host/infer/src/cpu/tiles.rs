@@ -7,16 +7,24 @@
 //! | type | tile | bytes |
 //! |---|---|---|
 //! | Q4_0, Q4_1 | 4 vectors of 32 B: vector v, byte 4r+j holds columns 4v+j (low nibble) and 16+4v+j (high) of row r; then 8 scales, and for Q4_1 8 minima, f16 | 144, 160 |
+//! | Q5_0, Q5_1 | as Q4_0 and Q4_1, with the fifth bits after the nibbles: of byte 4r+j, bit v is that of column 4v+j, bit 4+v that of column 16+4v+j | 176, 192 |
+//! | Q4_K, Q5_K | as Q4_0 and Q5_0, with 8 integer scales and 8 integer minima | 144, 176 |
 //! | Q8_0 | 16 vectors of 16 B: vector v, byte 2r+j holds column 2v+j of row r; then 8 scales, f16 | 272 |
+//! | IQ4_NL | 8 vectors of 16 B: vector v, byte 2r+j holds columns 2v+j (low nibble) and 16+2v+j (high); then 8 scales, f16 | 144 |
+//! | Q6_K | the low nibbles as in IQ4_NL; 4 vectors of 16 B with the upper bits: vector w, byte 2r+j holds those of columns 2w+j, 16+2w+j, 8+2w+j, 24+2w+j, lowest first; then 8 integer scales for the first 16 columns and 8 for the others | 208 |
+//!
+//! Before every 8 tiles of a K type stand the f16 scales of the 8 rows, and in Q4_K and Q5_K those of the minima. So a
+//! matrix is as large as in the file, but for Q4_K (4.63 instead of 4.5 bits a weight) and Q5_K (5.63 instead of
+//! 5.5), whose 6-bit scales get a byte each. Q3_K is kept as Q6_K (6.56 instead of 3.44 bits). Q2_K has no tiles.
 //!
 //! Activations are rounded to 14 bits and a sign, with one f32 scale for each 32 columns: q = 128 hi + lo. The 4-bit
-//! kernels multiply the two bytes apart, because AVX2 multiplies unsigned by signed bytes at twice the speed
+//! and 5-bit kernels multiply the two bytes apart, because AVX2 multiplies unsigned by signed bytes at twice the speed
 //! of words. With `hi` alone (as other engines do) the rounding moves logits by up to 0.3; with both by less
 //! than 0.01, and reading the weights still takes longer than the arithmetic when one token is decoded.
 
 use crate::memory::{HugeArena, HugeBytes};
 use crate::ops::Weights;
-use crate::quant::TensorType;
+use crate::quant::{IQ4_NL, SPAN, TensorType, f16_at, scale_and_minimum, span_scales};
 use crate::{Error, Result};
 
 /// Rows of a tile.
@@ -27,57 +35,100 @@ pub(crate) const BLOCK: usize = 32;
 pub(crate) const LIMIT: f32 = 16319.0;
 /// Blocks whose largest magnitude is not above this are zeros, so that no scale overflows.
 pub(crate) const TINY: f32 = 1e-30;
+/// Tiles that share a header, in a type that has headers.
+pub(crate) const SHARE: usize = 8;
+
+const _: () = assert!(SPAN == BLOCK, "a tile holds one span of each of its rows");
 
 /// A repacked matrix.
 pub(crate) struct Tiles {
+    /// The type of the tiles.
     pub(crate) kind: TensorType,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     data: HugeBytes,
 }
 
+/// The type whose tiles a type's weights are kept in.
+fn tiled_as(kind: TensorType) -> Option<TensorType> {
+    match kind {
+        TensorType::F32 | TensorType::F16 | TensorType::Bf16 | TensorType::Q2K => None,
+        TensorType::Q3K => Some(TensorType::Q6K),
+        other => Some(other),
+    }
+}
+
+/// Bytes of a tile.
+fn tile_bytes(kind: TensorType) -> usize {
+    scales_at(kind)
+        + match kind {
+            TensorType::Q4_1 | TensorType::Q5_1 => 32,
+            _ => 16,
+        }
+}
+
+/// Bytes before every [`SHARE`] tiles.
+fn header_bytes(kind: TensorType) -> usize {
+    match kind {
+        TensorType::Q4K | TensorType::Q5K => 32,
+        TensorType::Q6K => 16,
+        _ => 0,
+    }
+}
+
+/// Where a tile keeps its scales: after the weights.
+fn scales_at(kind: TensorType) -> usize {
+    match kind {
+        TensorType::Q8_0 => 256,
+        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5K => 160,
+        TensorType::Q6K => 192,
+        _ => 128,
+    }
+}
+
+/// Tiles, and the bytes before them.
+fn share(kind: TensorType) -> (usize, usize) {
+    match header_bytes(kind) {
+        0 => (1, 0),
+        header => (SHARE, header),
+    }
+}
+
 impl Tiles {
     /// Whether this type has tiles.
     pub(crate) fn has(kind: TensorType) -> bool {
-        matches!(kind, TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q8_0)
-    }
-
-    /// Bytes of a tile.
-    pub(crate) fn tile_bytes(kind: TensorType) -> usize {
-        match kind {
-            TensorType::Q4_0 => 144,
-            TensorType::Q4_1 => 160,
-            _ => 272,
-        }
+        tiled_as(kind).is_some()
     }
 
     /// Repacks a matrix of a type that [`Self::has`] tiles. Rows that fill the last group up are zero.
     pub(crate) fn pack(weights: &Weights<'_>, arena: &mut HugeArena) -> Result<Self> {
         let Weights {
-            kind,
+            kind: source_kind,
             rows,
             columns,
             bytes,
         } = *weights;
-        let (tile_bytes, block_bytes, row_bytes) = (
-            Self::tile_bytes(kind),
-            kind.block_bytes(),
-            kind.row_bytes(columns),
-        );
-        let length = rows.div_ceil(LANES) * (columns / BLOCK) * tile_bytes;
+        let kind = tiled_as(source_kind)
+            .ok_or_else(|| Error::Device(format!("{source_kind} has no tiles")))?;
+        let (block_bytes, row_bytes) = (source_kind.block_bytes(), source_kind.row_bytes(columns));
+        let spans = source_kind.block_len() / SPAN;
+        let ((count, header), size) = (share(kind), tile_bytes(kind));
+        let group_bytes = group_bytes(kind, columns);
+        let length = rows.div_ceil(LANES) * group_bytes;
         let mut data = arena.take(length).map_err(|error| {
             Error::Device(format!("no memory for {length} bytes of weights: {error}"))
         })?;
-        let groups = data
-            .as_mut_slice()
-            .chunks_exact_mut(columns / BLOCK * tile_bytes);
+        let groups = data.as_mut_slice().chunks_exact_mut(group_bytes);
         for (group, source) in groups.zip(bytes.chunks(LANES * row_bytes)) {
             for (lane, row) in source.chunks_exact(row_bytes).enumerate() {
-                for (tile, block) in group
-                    .chunks_exact_mut(tile_bytes)
-                    .zip(row.chunks_exact(block_bytes))
-                {
-                    pack_block(kind, tile, lane, block);
+                // A header's tiles are one block of a K type, or one tile is one block.
+                let shares = group.chunks_exact_mut(header + count * size);
+                for (tiles, block) in shares.zip(row.chunks_exact(block_bytes)) {
+                    let (head, tiles) = tiles.split_at_mut(header);
+                    pack_header(source_kind, head, lane, block);
+                    for (index, tile) in tiles.chunks_exact_mut(size).enumerate().take(spans) {
+                        pack_tile(source_kind, kind, tile, lane, block, index);
+                    }
                 }
             }
         }
@@ -89,66 +140,184 @@ impl Tiles {
         })
     }
 
-    /// The tiles of a group.
+    /// The tiles of a group, with their headers.
     pub(crate) fn group(&self, group: usize) -> &[u8] {
-        let bytes = self.columns / BLOCK * Self::tile_bytes(self.kind);
+        let bytes = group_bytes(self.kind, self.columns);
         &self.data[group * bytes..(group + 1) * bytes]
+    }
+
+    /// Each tile of a group, in the order of columns.
+    pub(crate) fn tiles(&self, group: usize) -> impl Iterator<Item = Tile<'_>> {
+        let (kind, size) = (self.kind, tile_bytes(self.kind));
+        let (count, header) = share(kind);
+        let shares = self.group(group).chunks_exact(header + count * size);
+        shares.flat_map(move |bytes| {
+            let (header, tiles) = bytes.split_at(header);
+            tiles.chunks_exact(size).map(move |bytes| Tile {
+                kind,
+                header,
+                bytes,
+            })
+        })
     }
 
     /// Widens a row.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) {
-        let (lane, tile_bytes) = (row % LANES, Self::tile_bytes(self.kind));
-        let mut block = [0u8; 34];
-        for (tile, out) in self
-            .group(row / LANES)
-            .chunks_exact(tile_bytes)
-            .zip(out.chunks_exact_mut(BLOCK))
-        {
-            unpack_block(self.kind, tile, lane, &mut block);
-            self.kind.dequantise(&block[..self.kind.block_bytes()], out);
+        for (tile, out) in self.tiles(row / LANES).zip(out.chunks_exact_mut(BLOCK)) {
+            let (q, scale, minimum) = tile.lane(row % LANES);
+            for (column, (out, q)) in out.iter_mut().zip(q).enumerate() {
+                *out = scale[column / 16] * f32::from(q) + minimum;
+            }
         }
     }
 }
 
-/// Where a tile keeps its scales: after the weights.
-pub(crate) fn scales_at(kind: TensorType) -> usize {
-    if kind == TensorType::Q8_0 { 256 } else { 128 }
+fn group_bytes(kind: TensorType, columns: usize) -> usize {
+    let (count, header) = share(kind);
+    columns / (BLOCK * count) * (header + count * tile_bytes(kind))
 }
 
-fn pack_block(kind: TensorType, tile: &mut [u8], lane: usize, block: &[u8]) {
-    let scales = scales_at(kind);
-    tile[scales + 2 * lane..][..2].copy_from_slice(&block[..2]);
-    if kind == TensorType::Q8_0 {
-        for (column, q) in block[2..].iter().enumerate() {
-            tile[column / 2 * 16 + 2 * lane + column % 2] = *q;
+/// 8 rows by 32 columns.
+pub(crate) struct Tile<'a> {
+    kind: TensorType,
+    header: &'a [u8],
+    bytes: &'a [u8],
+}
+
+impl Tile<'_> {
+    /// A row's integers, the scales of their two halves, and their minimum.
+    pub(crate) fn lane(&self, lane: usize) -> ([i16; BLOCK], [f32; 2], f32) {
+        let (kind, tile) = (self.kind, self.bytes);
+        let mut q = [0; BLOCK];
+        for (column, q) in q.iter_mut().enumerate() {
+            let near = column % 16;
+            let nibble = |byte: u8| byte >> (column / 16 * 4) & 15;
+            *q = match kind {
+                TensorType::Q8_0 => i16::from(tile[column / 2 * 16 + 2 * lane + column % 2] as i8),
+                TensorType::Iq4Nl => {
+                    let index = nibble(tile[near / 2 * 16 + 2 * lane + near % 2]);
+                    i16::from(IQ4_NL[usize::from(index)])
+                }
+                TensorType::Q6K => {
+                    let low = nibble(tile[near / 2 * 16 + 2 * lane + near % 2]);
+                    let (at, shift) = sixth_bits_at(column, lane);
+                    i16::from(low | (tile[at] >> shift & 3) << 4) - 32
+                }
+                _ => {
+                    let low = nibble(tile[near / 4 * 32 + 4 * lane + near % 4]);
+                    let fifth = match kind {
+                        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5K => {
+                            let (at, shift) = fifth_bit_at(column, lane);
+                            (tile[at] >> shift & 1) << 4
+                        }
+                        _ => 0,
+                    };
+                    i16::from(low | fifth)
+                }
+            };
         }
-        return;
-    }
-    let header = if kind == TensorType::Q4_1 { 4 } else { 2 };
-    if kind == TensorType::Q4_1 {
-        tile[scales + 16 + 2 * lane..][..2].copy_from_slice(&block[2..4]);
-    }
-    // The file, too, keeps columns i and i + 16 in one byte.
-    for (column, q) in block[header..].iter().enumerate() {
-        tile[column / 4 * 32 + 4 * lane + column % 4] = *q;
+        let scales = &tile[scales_at(kind)..];
+        let half = |bytes: &[u8], index: usize| f16_at(bytes, 2 * (8 * index + lane));
+        let (scale, minimum) = match kind {
+            TensorType::Q4_0 => ([half(scales, 0); 2], -8.0 * half(scales, 0)),
+            TensorType::Q5_0 => ([half(scales, 0); 2], -16.0 * half(scales, 0)),
+            TensorType::Q4_1 | TensorType::Q5_1 => ([half(scales, 0); 2], half(scales, 1)),
+            TensorType::Q4K | TensorType::Q5K => (
+                [half(self.header, 0) * f32::from(scales[lane]); 2],
+                -(half(self.header, 1) * f32::from(scales[8 + lane])),
+            ),
+            TensorType::Q6K => (
+                [lane, 8 + lane].map(|i| half(self.header, 0) * f32::from(scales[i] as i8)),
+                0.0,
+            ),
+            _ => ([half(scales, 0); 2], 0.0),
+        };
+        (q, scale, minimum)
     }
 }
 
-fn unpack_block(kind: TensorType, tile: &[u8], lane: usize, block: &mut [u8; 34]) {
-    let scales = scales_at(kind);
-    block[..2].copy_from_slice(&tile[scales + 2 * lane..][..2]);
-    if kind == TensorType::Q8_0 {
-        for column in 0..BLOCK {
-            block[2 + column] = tile[column / 2 * 16 + 2 * lane + column % 2];
+/// The byte of a tile, and the place in it, of a column's fifth bit.
+fn fifth_bit_at(column: usize, lane: usize) -> (usize, usize) {
+    let near = column % 16;
+    (128 + 4 * lane + near % 4, near / 4 + column / 16 * 4)
+}
+
+/// The byte of a Q6_K tile, and the place in it, of a column's upper two bits.
+fn sixth_bits_at(column: usize, lane: usize) -> (usize, usize) {
+    let vector = column % 16 / 2;
+    (
+        128 + vector % 4 * 16 + 2 * lane + column % 2,
+        vector / 4 * 4 + column / 16 * 2,
+    )
+}
+
+/// Writes a row's f16 scales of a block of a K type.
+fn pack_header(kind: TensorType, header: &mut [u8], lane: usize, block: &[u8]) {
+    let mut put = |index: usize, at: usize| {
+        header[2 * (8 * index + lane)..][..2].copy_from_slice(&block[at..at + 2]);
+    };
+    match kind {
+        TensorType::Q4K | TensorType::Q5K => {
+            put(0, 0);
+            put(1, 2);
         }
-        return;
+        TensorType::Q3K => put(0, 108),
+        TensorType::Q6K => put(0, 208),
+        _ => {}
     }
-    let header = if kind == TensorType::Q4_1 { 4 } else { 2 };
-    if kind == TensorType::Q4_1 {
-        block[2..4].copy_from_slice(&tile[scales + 16 + 2 * lane..][..2]);
+}
+
+/// Writes the span `index` of a row's block of type `source` into a tile of type `kind`.
+fn pack_tile(
+    source: TensorType,
+    kind: TensorType,
+    tile: &mut [u8],
+    lane: usize,
+    block: &[u8],
+    index: usize,
+) {
+    let q = match kind {
+        // Its tiles keep the numbers of the table's entries.
+        TensorType::Iq4Nl => TensorType::Q4_0.span(block, index).q,
+        _ => source.span(block, index).q,
+    };
+    for (column, q) in q.into_iter().enumerate() {
+        let (near, shift) = (column % 16, column / 16 * 4);
+        match kind {
+            TensorType::Q8_0 => tile[column / 2 * 16 + 2 * lane + column % 2] = q as u8,
+            TensorType::Iq4Nl => {
+                tile[near / 2 * 16 + 2 * lane + near % 2] |= (q as u8) << shift;
+            }
+            TensorType::Q6K => {
+                let q = (q + 32) as u8;
+                tile[near / 2 * 16 + 2 * lane + near % 2] |= (q & 15) << shift;
+                let (at, shift) = sixth_bits_at(column, lane);
+                tile[at] |= q >> 4 << shift;
+            }
+            _ => {
+                tile[near / 4 * 32 + 4 * lane + near % 4] |= (q as u8 & 15) << shift;
+                if q > 15 {
+                    let (at, shift) = fifth_bit_at(column, lane);
+                    tile[at] |= 1 << shift;
+                }
+            }
+        }
     }
-    for column in 0..16 {
-        block[header + column] = tile[column / 4 * 32 + 4 * lane + column % 4];
+    let scales = &mut tile[scales_at(kind)..];
+    match kind {
+        TensorType::Q4K | TensorType::Q5K => {
+            (scales[lane], scales[8 + lane]) = scale_and_minimum(block, index);
+        }
+        TensorType::Q6K => {
+            let [first, second] = span_scales(source, block, index);
+            (scales[lane], scales[8 + lane]) = (first as u8, second as u8);
+        }
+        _ => {
+            scales[2 * lane..][..2].copy_from_slice(&block[..2]);
+            if matches!(kind, TensorType::Q4_1 | TensorType::Q5_1) {
+                scales[16 + 2 * lane..][..2].copy_from_slice(&block[2..4]);
+            }
+        }
     }
 }
 
@@ -215,21 +384,15 @@ pub(crate) fn round_row(x: &[f32], out: &mut RoundedRow<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::random_tensor;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn rows_come_back_from_the_tiles_as_the_file_has_them(seed in prop::collection::vec(any::<u8>(), 34 * 2 * 11)) {
-            for kind in [TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0] {
-                let (rows, columns) = (11, 64);
-                let mut bytes = seed[..rows * kind.row_bytes(columns)].to_vec();
-                // Keep scales and minima finite.
-                for block in bytes.chunks_exact_mut(kind.block_bytes()) {
-                    block[1] &= 0x3f;
-                    if kind == TensorType::Q4_1 {
-                        block[3] &= 0x3f;
-                    }
-                }
+        fn rows_come_back_from_the_tiles_as_the_file_has_them(seed in any::<u64>()) {
+            for kind in TensorType::ALL.into_iter().filter(|kind| Tiles::has(*kind)) {
+                let (rows, columns) = (11, 512);
+                let bytes = random_tensor(kind, rows * columns, seed);
                 let tiles = Tiles::pack(&Weights { kind, rows, columns, bytes: &bytes }, &mut HugeArena::default()).unwrap();
                 for (row, source) in bytes.chunks_exact(kind.row_bytes(columns)).enumerate() {
                     let (mut wanted, mut found) = (vec![0.0; columns], vec![0.0; columns]);

@@ -1,81 +1,31 @@
-//! The graph of the llama family: RMS norm, rotary embedding, grouped-query attention, SwiGLU; tied or
-//! separate output matrix. Llama 1 to 3, SmolLM2, Mistral and their kin.
-//!
-//! Names of tensors and keys after <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+//! The graph of the decoders: RMS norm, rotary embedding, grouped-query attention, a gated feed-forward layer; tied
+//! or separate output matrix. Llama 1 to 3, SmolLM2, Mistral and their kin; and with the parts that their
+//! [`Family`](crate::config::Family) has, Qwen 2 and 3 and Gemma 3.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::config::{Config, tensor, vector};
-use crate::gguf::Gguf;
-use crate::ops::{Batch, CacheShape, Device, Executor, Output, Weights, Write};
+use crate::config::Config;
+use crate::network::{Network, Session, SessionOptions};
+use crate::ops::{Batch, CacheShape, Device, Executor, Output, Reach, Write};
+use crate::weights::{Loader, Source};
 use crate::{Error, Result};
-
-/// Reads tensors and notes which, so that one that the graph does not know is found.
-struct Loader<'a, D> {
-    gguf: &'a Gguf,
-    device: &'a D,
-    read: HashSet<String>,
-}
-
-impl<D: Device> Loader<'_, D> {
-    /// Stacks matrices of `columns` columns.
-    fn matrix(&mut self, names_and_rows: &[(String, usize)], columns: usize) -> Result<D::Matrix> {
-        let mut parts = Vec::new();
-        for (name, rows) in names_and_rows {
-            let (info, bytes) = tensor(self.gguf, name)?;
-            if (info.rows, info.columns) != (*rows, columns) {
-                return Err(Error::Gguf(format!(
-                    "tensor {name}: its shape is {} x {}, but the model's keys ask for {rows} x {columns}",
-                    info.rows, info.columns
-                )));
-            }
-            parts.push(Weights {
-                kind: info.kind,
-                rows: *rows,
-                columns,
-                bytes,
-            });
-            self.read.insert(name.clone());
-        }
-        self.device.matrix(&parts)
-    }
-
-    fn vector(&mut self, name: String, len: usize) -> Result<D::Vector> {
-        let values = vector(self.gguf, &name, len)?;
-        self.read.insert(name);
-        self.device.vector(&values)
-    }
-
-    /// Stacked biases; all or none of them are there.
-    fn biases(&mut self, names_and_lens: &[(String, usize)]) -> Result<Option<D::Vector>> {
-        if !names_and_lens
-            .iter()
-            .any(|(name, _)| self.gguf.tensor(name).is_some())
-        {
-            return Ok(None);
-        }
-        let mut values = Vec::new();
-        for (name, len) in names_and_lens {
-            values.extend(vector(self.gguf, name, *len)?);
-            self.read.insert(name.clone());
-        }
-        self.device.vector(&values).map(Some)
-    }
-}
 
 struct Layer<D: Device> {
     attention_norm: D::Vector,
     qkv: D::Matrix,
     qkv_bias: Option<D::Vector>,
+    /// Of q and of k.
+    head_norms: Option<(D::Vector, D::Vector)>,
     attention_out: D::Matrix,
+    /// After attention, and after the feed-forward layer.
+    post_norms: Option<(D::Vector, D::Vector)>,
     ffn_norm: D::Vector,
     gate_up: D::Matrix,
     down: D::Matrix,
 }
 
-/// A loaded model of the family.
-pub(crate) struct Llama<D: Device> {
+/// A loaded decoder.
+pub(crate) struct Decoder<D: Device> {
     config: Config,
     device: D,
     embedding: D::Matrix,
@@ -85,25 +35,37 @@ pub(crate) struct Llama<D: Device> {
     output: Option<D::Matrix>,
 }
 
-impl<D: Device> Llama<D> {
-    /// Loads the weights of a file onto a device.
-    pub(crate) fn load(gguf: &Gguf, config: Config, device: D) -> Result<Self> {
-        let mut loader = Loader {
-            gguf,
-            device: &device,
-            read: HashSet::from(["rope_freqs.weight".to_owned()]),
-        };
-        let (width, q, kv) = (
-            config.width,
-            config.heads * config.head_dim,
-            config.kv_heads * config.head_dim,
-        );
+impl<D: Device> Decoder<D> {
+    /// Loads the weights onto a device.
+    pub(crate) fn load(source: &dyn Source, config: Config, device: D) -> Result<Self> {
+        let mut loader = Loader::new(source, &device, &["rope_freqs.weight"]);
+        let (width, offset, head) = (config.width, config.norm_offset, config.heads.head_dim);
+        let (q, kv) = (config.heads.heads * head, config.heads.kv_heads * head);
         let embedding = loader.matrix(&[("token_embd.weight".into(), config.vocabulary)], width)?;
         let mut layers = Vec::new();
-        for index in 0..config.layers {
+        for index in 0..config.reach.len() {
             let name = |part: &str| format!("blk.{index}.{part}");
+            let mut pair = |wanted: bool, names: [&str; 2], len: usize| -> Result<_> {
+                if !wanted {
+                    return Ok(None);
+                }
+                let [first, second] = names.map(|part| loader.vector(name(part), len, offset));
+                Ok(Some((first?, second?)))
+            };
+            let head_norms = pair(
+                config.family.head_norms(),
+                ["attn_q_norm.weight", "attn_k_norm.weight"],
+                head,
+            )?;
+            let post_norms = pair(
+                config.family.post_norms(),
+                ["post_attention_norm.weight", "post_ffw_norm.weight"],
+                width,
+            )?;
             layers.push(Layer {
-                attention_norm: loader.vector(name("attn_norm.weight"), width)?,
+                head_norms,
+                post_norms,
+                attention_norm: loader.vector(name("attn_norm.weight"), width, offset)?,
                 qkv: loader.matrix(
                     &[
                         (name("attn_q.weight"), q),
@@ -118,7 +80,7 @@ impl<D: Device> Llama<D> {
                     (name("attn_v.bias"), kv),
                 ])?,
                 attention_out: loader.matrix(&[(name("attn_output.weight"), width)], q)?,
-                ffn_norm: loader.vector(name("ffn_norm.weight"), width)?,
+                ffn_norm: loader.vector(name("ffn_norm.weight"), width, offset)?,
                 gate_up: loader.matrix(
                     &[
                         (name("ffn_gate.weight"), config.hidden),
@@ -129,20 +91,13 @@ impl<D: Device> Llama<D> {
                 down: loader.matrix(&[(name("ffn_down.weight"), width)], config.hidden)?,
             });
         }
-        let norm = loader.vector("output_norm.weight".into(), width)?;
-        let output = match gguf.tensor("output.weight") {
-            None => None,
-            Some(_) => Some(loader.matrix(&[("output.weight".into(), config.vocabulary)], width)?),
+        let norm = loader.vector("output_norm.weight".into(), width, offset)?;
+        let output = if loader.has("output.weight") {
+            Some(loader.matrix(&[("output.weight".into(), config.vocabulary)], width)?)
+        } else {
+            None
         };
-        // A weight that the graph does not use means another graph: better no answer than a wrong one.
-        if let Some((name, _)) = gguf
-            .tensors()
-            .find(|(name, _)| !loader.read.contains(*name))
-        {
-            return Err(Error::Unsupported(format!(
-                "tensor {name} has no place in the llama graph"
-            )));
-        }
+        loader.finish("decoder's")?;
         Ok(Self {
             config,
             device,
@@ -154,66 +109,42 @@ impl<D: Device> Llama<D> {
     }
 }
 
-/// A model that can run, whatever device it is on.
-pub(crate) trait Network: Send + Sync {
-    /// What one step at a time runs on: its own threads, buffers and KV pages.
-    fn session(self: Arc<Self>, options: SessionOptions) -> Result<Box<dyn Session>>;
-}
-
-/// The limits of a session.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SessionOptions {
-    /// 0: one for each core.
-    pub(crate) threads: usize,
-    /// Most rows of a step.
-    pub(crate) rows: usize,
-    /// Most rows of a step that have an output.
-    pub(crate) outputs: usize,
-    /// Memory for keys and values; at least one page is made.
-    pub(crate) kv_bytes: usize,
-}
-
-/// Runs steps.
-pub(crate) trait Session: Send {
-    /// KV pages that there are.
-    fn pages(&self) -> usize;
-    /// Bytes of a KV page.
-    fn page_bytes(&self) -> usize;
-    /// Computes the rows, and gives their outputs in their order: logits, and hidden states.
-    fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])>;
-}
-
-impl<D: Device> Network for Llama<D> {
+impl<D: Device> Network for Decoder<D> {
     fn session(self: Arc<Self>, options: SessionOptions) -> Result<Box<dyn Session>> {
         let executor = self.device.executor(options.threads)?;
         let config = &self.config;
         let mut shape = CacheShape {
-            layers: config.layers,
+            layers: config.reach.len(),
             pages: 1,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
+            kv_heads: config.heads.kv_heads,
+            head_dim: config.heads.head_dim,
         };
         let page_bytes = executor.page_bytes(shape);
         shape.pages = (options.kv_bytes / page_bytes).max(1);
         let (rows, outputs, q) = (
             options.rows,
             options.outputs,
-            config.heads * config.head_dim,
+            config.heads.heads * config.heads.head_dim,
         );
-        Ok(Box::new(LlamaSession {
+        Ok(Box::new(DecoderSession {
             pages: shape.pages,
             page_bytes,
             cache: executor.cache(shape)?,
             stream: executor.buffer(rows, config.width)?,
             normed: executor.buffer(rows, config.width)?,
-            qkv: executor.buffer(rows, config.head_shape().width())?,
+            part: executor.buffer(
+                if config.family.post_norms() { rows } else { 0 },
+                config.width,
+            )?,
+            qkv: executor.buffer(rows, config.heads.width())?,
             attended: executor.buffer(rows, q)?,
             gate_up: executor.buffer(rows, 2 * config.hidden)?,
             gated: executor.buffer(rows, config.hidden)?,
             chosen: executor.buffer(outputs, config.width)?,
             chosen_normed: executor.buffer(outputs, config.width)?,
             logits: executor.buffer(outputs, config.vocabulary)?,
-            angles: Vec::new(),
+            ids: Vec::new(),
+            angles: Default::default(),
             host_logits: Vec::new(),
             host_hidden: Vec::new(),
             options,
@@ -223,8 +154,8 @@ impl<D: Device> Network for Llama<D> {
     }
 }
 
-struct LlamaSession<D: Device> {
-    model: Arc<Llama<D>>,
+struct DecoderSession<D: Device> {
+    model: Arc<Decoder<D>>,
     executor: D::Executor,
     options: SessionOptions,
     pages: usize,
@@ -233,6 +164,8 @@ struct LlamaSession<D: Device> {
     /// The residual stream.
     stream: <D::Executor as Executor>::Buffer,
     normed: <D::Executor as Executor>::Buffer,
+    /// What a part gives, where it is normed before it joins the stream.
+    part: <D::Executor as Executor>::Buffer,
     qkv: <D::Executor as Executor>::Buffer,
     attended: <D::Executor as Executor>::Buffer,
     gate_up: <D::Executor as Executor>::Buffer,
@@ -240,12 +173,14 @@ struct LlamaSession<D: Device> {
     chosen: <D::Executor as Executor>::Buffer,
     chosen_normed: <D::Executor as Executor>::Buffer,
     logits: <D::Executor as Executor>::Buffer,
-    angles: Vec<f32>,
+    ids: Vec<u32>,
+    /// In layers of full attention, and in those with a window.
+    angles: [Vec<f32>; 2],
     host_logits: Vec<f32>,
     host_hidden: Vec<f32>,
 }
 
-impl<D: Device> Session for LlamaSession<D> {
+impl<D: Device> Session for DecoderSession<D> {
     fn pages(&self) -> usize {
         self.pages
     }
@@ -257,7 +192,7 @@ impl<D: Device> Session for LlamaSession<D> {
     fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])> {
         let model = Arc::clone(&self.model);
         let rows = batch.rows;
-        let (config, shape, count) = (&model.config, model.config.head_shape(), rows.len());
+        let (config, shape, count) = (&model.config, model.config.heads, rows.len());
         let outputs = |wanted| {
             rows.iter()
                 .enumerate()
@@ -285,59 +220,93 @@ impl<D: Device> Session for LlamaSession<D> {
             )));
         }
         let run = &mut self.executor;
+        let epsilon = config.epsilon;
         config.angles(rows, &mut self.angles);
-        run.embed(&model.embedding, rows, &mut self.stream)?;
-        for (index, layer) in model.layers.iter().enumerate() {
+        self.ids.clear();
+        self.ids.extend(rows.iter().map(|row| row.token));
+        run.embed(
+            &model.embedding,
+            &self.ids,
+            config.embedding_scale,
+            &mut self.stream,
+            Write::Set,
+        )?;
+        for (index, (layer, reach)) in model.layers.iter().zip(&config.reach).enumerate() {
+            let norm = &layer.attention_norm;
             run.rms_norm(
                 &self.stream,
                 count,
-                &layer.attention_norm,
-                config.epsilon,
+                norm,
+                epsilon,
                 &mut self.normed,
+                Write::Set,
             )?;
             run.matmul(&self.normed, count, &layer.qkv, &mut self.qkv, Write::Set)?;
             if let Some(bias) = &layer.qkv_bias {
                 run.add_bias(&mut self.qkv, count, bias)?;
             }
-            run.rope(&mut self.qkv, count, shape, &self.angles)?;
+            if let Some((q, k)) = &layer.head_norms {
+                run.head_norm(&mut self.qkv, count, shape, (q, k), epsilon)?;
+            }
+            let angles = &self.angles[usize::from(*reach != Reach::Causal)];
+            run.rope(&mut self.qkv, count, shape, angles)?;
             run.store_kv(&self.qkv, batch, shape, index, &mut self.cache)?;
             run.attention(
                 &self.qkv,
                 batch,
                 shape,
+                *reach,
                 index,
                 &self.cache,
                 &mut self.attended,
             )?;
-            run.matmul(
-                &self.attended,
-                count,
-                &layer.attention_out,
-                &mut self.stream,
-                Write::Add,
-            )?;
+            let (attended, out) = (&self.attended, &layer.attention_out);
+            match &layer.post_norms {
+                None => run.matmul(attended, count, out, &mut self.stream, Write::Add)?,
+                Some((norm, _)) => {
+                    run.matmul(attended, count, out, &mut self.part, Write::Set)?;
+                    run.rms_norm(
+                        &self.part,
+                        count,
+                        norm,
+                        epsilon,
+                        &mut self.stream,
+                        Write::Add,
+                    )?;
+                }
+            }
+            let norm = &layer.ffn_norm;
             run.rms_norm(
                 &self.stream,
                 count,
-                &layer.ffn_norm,
-                config.epsilon,
+                norm,
+                epsilon,
                 &mut self.normed,
-            )?;
-            run.matmul(
-                &self.normed,
-                count,
-                &layer.gate_up,
-                &mut self.gate_up,
                 Write::Set,
             )?;
-            run.gated_silu(&self.gate_up, count, &mut self.gated)?;
-            run.matmul(
-                &self.gated,
-                count,
-                &layer.down,
-                &mut self.stream,
-                Write::Add,
-            )?;
+            let gate_up = &layer.gate_up;
+            run.matmul(&self.normed, count, gate_up, &mut self.gate_up, Write::Set)?;
+            run.gated(&self.gate_up, count, config.activation, &mut self.gated)?;
+            match &layer.post_norms {
+                None => run.matmul(
+                    &self.gated,
+                    count,
+                    &layer.down,
+                    &mut self.stream,
+                    Write::Add,
+                )?,
+                Some((_, norm)) => {
+                    run.matmul(&self.gated, count, &layer.down, &mut self.part, Write::Set)?;
+                    run.rms_norm(
+                        &self.part,
+                        count,
+                        norm,
+                        epsilon,
+                        &mut self.stream,
+                        Write::Add,
+                    )?;
+                }
+            }
         }
         for (wanted, chosen) in [(Output::Logits, logits), (Output::Hidden, hidden)] {
             if chosen.is_empty() {
@@ -348,8 +317,9 @@ impl<D: Device> Session for LlamaSession<D> {
                 &self.chosen,
                 chosen.len(),
                 &model.norm,
-                config.epsilon,
+                epsilon,
                 &mut self.chosen_normed,
+                Write::Set,
             )?;
             if wanted == Output::Hidden {
                 run.read(&self.chosen_normed, chosen.len(), &mut self.host_hidden)?;

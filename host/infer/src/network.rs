@@ -1,0 +1,35 @@
+//! A model that can run, and what runs its steps, whatever graph and device it has.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::ops::Batch;
+
+/// A model that can run.
+pub(crate) trait Network: Send + Sync {
+    /// What one step at a time runs on: its own threads, buffers and KV pages.
+    fn session(self: Arc<Self>, options: SessionOptions) -> Result<Box<dyn Session>>;
+}
+
+/// The limits of a session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SessionOptions {
+    /// 0: one for each core.
+    pub(crate) threads: usize,
+    /// Most rows of a step.
+    pub(crate) rows: usize,
+    /// Most rows of a step that have an output.
+    pub(crate) outputs: usize,
+    /// Memory for keys and values; at least one page is made.
+    pub(crate) kv_bytes: usize,
+}
+
+/// Runs steps.
+pub(crate) trait Session: Send {
+    /// KV pages that there are.
+    fn pages(&self) -> usize;
+    /// Bytes of a KV page.
+    fn page_bytes(&self) -> usize;
+    /// Computes the rows, and gives their outputs in their order: logits, and hidden states.
+    fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])>;
+}
