@@ -9,6 +9,7 @@ use std::ops::Range;
 use half::f16;
 use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
 
+use super::panels::Panels;
 use super::scalar;
 use super::tiles::{LANES, Rounded, RoundedRow, Tiles, round_row};
 use crate::memory::Plain;
@@ -16,7 +17,7 @@ use crate::ops::PAGE_TOKENS;
 use crate::quant::TensorType;
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2;
+use super::{avx2, avx2_panels};
 
 /// What the processor can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,21 +145,31 @@ pub(crate) fn round(level: Level, x: &[f32], out: &mut RoundedRow<'_>) {
     }
 }
 
+/// Whether there are kernels that read panels.
+pub(crate) fn has_panels(level: Level) -> bool {
+    level != Level::Scalar
+}
+
 /// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
 pub(crate) fn group_products(
     level: Level,
     tiles: &Tiles,
     group: usize,
-    x: &Rounded,
+    (x, panels): (&Rounded, &Panels),
     rows: usize,
+    scratch: &mut Vec<f32>,
     mut write: impl FnMut(usize, [f32; LANES]),
 ) {
     match level {
         Level::Scalar => scalar::group_products(tiles, group, x, rows, write),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
+            if panels.rows() > 0 {
+                // SAFETY: the level was detected.
+                unsafe { avx2_panels::group_products(tiles, group, panels, scratch, &mut write) }
+            }
             // Up to four rows at a time share the unpacked weights; more do not fit into the registers.
-            let mut row = 0;
+            let mut row = panels.rows();
             while row < rows {
                 // SAFETY: the level was detected.
                 row += unsafe {
@@ -275,6 +286,7 @@ pub(crate) fn attend<E: CacheElement>(
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
+    use super::super::panels::{self, PANEL};
     use super::*;
     use crate::memory::HugeArena;
     use crate::ops::Weights;
@@ -322,24 +334,31 @@ mod tests {
 
         #[test]
         fn avx2_products_equal_the_plain_ones_and_a_row_never_depends_on_its_neighbours(
-            seed in any::<u64>(), x in prop::collection::vec(-4f32..4.0, 512 * 7),
+            seed in any::<u64>(), x in prop::collection::vec(-4f32..4.0, 512 * 19),
         ) {
             prop_assume!(Level::detect() == Level::Avx2);
             for kind in TensorType::ALL.into_iter().filter(|kind| Tiles::has(*kind)) {
                 let (rows, columns) = (13, 512);
                 let bytes = random_tensor(kind, rows * columns, seed);
                 let tiles = Tiles::pack(&Weights { kind, rows, columns, bytes: &bytes }, &mut HugeArena::default()).unwrap();
-                let act = rounded(Level::Avx2, &x, 7);
-                let plain = rounded(Level::Scalar, &x, 7);
+                let act = rounded(Level::Avx2, &x, 19);
+                let plain = rounded(Level::Scalar, &x, 19);
+                let mut panels = Panels::default();
+                panels.reset(19, columns);
+                let size = panels.panel_words();
+                for (index, panel) in panels.words.chunks_exact_mut(size).enumerate() {
+                    panels::pack(&act, index * PANEL, panel);
+                }
+                let (none, mut scratch) = (Panels::default(), Vec::new());
                 prop_assert_eq!((&act.high, &act.low, &act.word), (&plain.high, &plain.low, &plain.word));
                 for group in 0..2 {
-                    let mut all = vec![[0f32; 8]; 7];
-                    group_products(Level::Avx2, &tiles, group, &act, 7, |row, products| all[row] = products);
-                    for row in 0..7 {
+                    let mut all = vec![[0f32; 8]; 19];
+                    group_products(Level::Avx2, &tiles, group, (&act, &panels), 19, &mut scratch, |row, products| all[row] = products);
+                    for row in 0..19 {
                         let one = rounded(Level::Avx2, &x[row * 512..(row + 1) * 512], 1);
-                        group_products(Level::Avx2, &tiles, group, &one, 1, |_, products| assert_eq!(products, all[row]));
+                        group_products(Level::Avx2, &tiles, group, (&one, &none), 1, &mut scratch, |_, products| assert_eq!(products, all[row]));
                         let mut wanted = [0f32; 8];
-                    scalar::group_products(&tiles, group, &plain, 7, |other, products| {
+                    scalar::group_products(&tiles, group, &plain, 19, |other, products| {
                         if other == row {
                             wanted = products;
                         }

@@ -1,6 +1,7 @@
 //! A weight matrix on the processor: stacked parts, each in tiles where its type has them, else row by row.
 
 use super::kernels::{self, Level};
+use super::panels::Panels;
 use super::tiles::{BLOCK, LANES, Rounded, Tiles};
 use crate::memory::{HugeArena, HugeBytes};
 use crate::model::Precision;
@@ -106,7 +107,7 @@ impl Matrix {
         level: Level,
         mut group: usize,
         x: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
-        rounded: &Rounded,
+        (rounded, panels): (&Rounded, &Panels),
         scratch: &mut Vec<f32>,
         mut write: impl FnMut(usize, usize, &[f32]),
     ) {
@@ -126,8 +127,9 @@ impl Matrix {
                         level,
                         tiles,
                         group,
-                        rounded,
+                        (rounded, panels),
                         x.len(),
+                        scratch,
                         |row, products| {
                             write(row, first + start, &products[..lanes]);
                         },

@@ -6,9 +6,12 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_panels;
 mod cache;
 pub(crate) mod kernels;
 mod matrix;
+mod panels;
 mod parts;
 mod pool;
 mod scalar;
@@ -28,6 +31,7 @@ use crate::{Error, Result};
 use cache::{Cache, Planes};
 use kernels::{CacheElement, Level};
 use matrix::Matrix;
+use panels::{PANEL, Panels};
 use parts::Parts;
 use pool::Pool;
 use tiles::{BLOCK, Rounded, RoundedRow};
@@ -71,6 +75,7 @@ impl Device for Cpu {
             precision: self.precision,
             pool,
             rounded: Rounded::default(),
+            panels: Panels::default(),
             scratch,
         })
     }
@@ -99,6 +104,7 @@ pub(crate) struct CpuExecutor {
     precision: Precision,
     pool: Pool,
     rounded: Rounded,
+    panels: Panels,
     /// One for each task that may run at once: attention scores, or a widened row of weights.
     scratch: Vec<Mutex<Vec<f32>>>,
 }
@@ -141,6 +147,20 @@ impl CpuExecutor {
                 };
                 kernels::round(level, x.row(row), &mut out);
             }
+        })?;
+        let panels = match kernels::has_panels(level) {
+            true => self.panels.reset(rows, width),
+            false => self.panels.reset(0, width),
+        };
+        if panels == 0 {
+            return Ok(());
+        }
+        let (size, rounded) = (self.panels.panel_words(), &self.rounded);
+        let words = Parts::new(&mut self.panels.words);
+        self.pool.run(panels, &|panel| {
+            // SAFETY: each panel is one task's.
+            let out = unsafe { words.part(panel * size, size) };
+            panels::pack(rounded, panel * PANEL, out);
         })
     }
 
@@ -363,8 +383,8 @@ impl Executor for CpuExecutor {
         }
         let groups = weights.groups();
         let (tasks, share) = self.split(groups);
-        let (level, rounded, scratch, width) =
-            (self.level, &self.rounded, &self.scratch, out.width);
+        let (level, scratch, width) = (self.level, &self.scratch, out.width);
+        let rounded = (&self.rounded, &self.panels);
         let parts = Parts::new(out.data.as_mut_slice());
         self.pool.run(tasks, &|task| {
             let mut scratch = scratch[task].lock().unwrap_or_else(PoisonError::into_inner);
