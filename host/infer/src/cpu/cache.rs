@@ -5,7 +5,8 @@ use crate::memory::HugeSlice;
 use crate::ops::{CacheShape, PAGE_TOKENS};
 use crate::{Error, Result};
 
-/// The KV cache: in each page, layer and kv head, the keys (values) of the page's tokens one after another.
+/// The KV cache. In each page, layer and kv head: the first elements of the keys of the page's tokens, then the second
+/// ones and so on, so that the products with 8 keys are formed side by side; and the values of one token after the other.
 pub(crate) enum Cache {
     /// Half precision.
     Half(Planes<u16>),
@@ -45,14 +46,23 @@ impl<E: CacheElement> Planes<E> {
 
     pub(super) fn store(&mut self, layer: usize, page: usize, slot: usize, k: &[f32], v: &[f32]) {
         let dim = self.shape.head_dim;
-        let base = page * self.page_stride() + layer * self.layer_stride() + slot * dim;
-        for (plane, source) in [
-            (self.keys.as_mut_slice(), k),
-            (self.values.as_mut_slice(), v),
-        ] {
-            for (head, source) in source.chunks_exact(dim).enumerate() {
-                let at = base + head * PAGE_TOKENS * dim;
-                E::narrow_all(source, &mut plane[at..at + dim]);
+        let base = page * self.page_stride() + layer * self.layer_stride();
+        let values = self.values.as_mut_slice();
+        for (head, source) in v.chunks_exact(dim).enumerate() {
+            let at = base + head * PAGE_TOKENS * dim + slot * dim;
+            E::narrow_all(source, &mut values[at..at + dim]);
+        }
+        let keys = self.keys.as_mut_slice();
+        for (head, source) in k.chunks_exact(dim).enumerate() {
+            let at = base + head * PAGE_TOKENS * dim + slot;
+            let mut narrow = [E::narrow(0.0); 64];
+            for (part, source) in source.chunks(narrow.len()).enumerate() {
+                E::narrow_all(source, &mut narrow);
+                let from = at + part * narrow.len() * PAGE_TOKENS;
+                let places = keys[from..].iter_mut().step_by(PAGE_TOKENS);
+                for (place, value) in places.zip(&narrow[..source.len()]) {
+                    *place = *value;
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use half::f16;
 use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
 
+use super::attention::{QUERIES, Query};
 use super::panels::Panels;
 use super::scalar;
 use super::tiles::{LANES, Rounded, RoundedRow, Tiles, round_row};
@@ -17,7 +18,7 @@ use crate::ops::PAGE_TOKENS;
 use crate::quant::TensorType;
 
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx2_panels};
+use super::{avx2, avx2_attention, avx2_panels};
 
 /// What the processor can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,27 +113,33 @@ pub(crate) struct HeadCache<'a, E> {
 }
 
 impl<'a, E> HeadCache<'a, E> {
-    /// The keys and values of the positions of `span`, page by page.
+    /// The pages that the positions of `span` lie in.
     #[inline(always)]
-    pub(crate) fn pages(self, span: Range<usize>) -> impl Iterator<Item = (&'a [E], &'a [E])> {
+    pub(crate) fn pages(self, span: Range<usize>) -> impl Iterator<Item = HeadPage<'a, E>> {
         let size = PAGE_TOKENS * self.head_dim;
-        let first = span.start / PAGE_TOKENS;
-        self.table
-            .iter()
-            .enumerate()
-            .take(span.end.div_ceil(PAGE_TOKENS))
-            .skip(first)
+        let pages = self.table.iter().enumerate();
+        let pages = pages.take(span.end.div_ceil(PAGE_TOKENS));
+        pages
+            .skip(span.start / PAGE_TOKENS)
             .map(move |(index, page)| {
-                let page = *page as usize * self.stride + self.offset;
-                let before = span.start.saturating_sub(index * PAGE_TOKENS);
-                let tokens = (span.end - index * PAGE_TOKENS).min(PAGE_TOKENS);
-                let at = before * self.head_dim..tokens * self.head_dim;
-                (
-                    &self.keys[page..page + size][at.clone()],
-                    &self.values[page..page + size][at],
-                )
+                let at = *page as usize * self.stride + self.offset;
+                HeadPage {
+                    start: index * PAGE_TOKENS,
+                    keys: &self.keys[at..at + size],
+                    values: &self.values[at..at + size],
+                }
             })
     }
+}
+
+/// A page of the keys and values of one head.
+pub(crate) struct HeadPage<'a, E> {
+    /// The position of its first token.
+    pub(crate) start: usize,
+    /// For each element the keys of [`PAGE_TOKENS`] tokens.
+    pub(crate) keys: &'a [E],
+    /// For each token its value.
+    pub(crate) values: &'a [E],
 }
 
 /// Rounds a row of activations; its length is a multiple of a block's.
@@ -263,24 +270,40 @@ pub(crate) fn exp_all(level: Level, x: &mut [f32]) {
     }
 }
 
-/// Attention of one head over the positions of `span`, whose products with `q` are multiplied by `scale`;
-/// `scores` is scratch.
+/// Attention of the queries that are there, which share a kv head; their products with keys are multiplied by `scale`,
+/// and `scores` is scratch.
 pub(crate) fn attend<E: CacheElement>(
     level: Level,
-    q: &[f32],
+    queries: &mut [Option<Query<'_>>; QUERIES],
     cache: &HeadCache<'_, E>,
-    span: Range<usize>,
     scale: f32,
     scores: &mut Vec<f32>,
-    out: &mut [f32],
 ) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level was detected.
-        Level::Avx2 if q.len().is_multiple_of(8) => unsafe {
-            avx2::attend(q, cache, span, scale, scores, out)
-        },
-        _ => scalar::attend(q, cache, span, scale, scores, out),
+        Level::Avx2 if cache.head_dim.is_multiple_of(8) => {
+            // SAFETY: the level was detected.
+            unsafe {
+                match queries {
+                    [Some(a), Some(b), Some(c), Some(d)] => {
+                        avx2_attention::attend([a, b, c, d], cache, scale, scores);
+                    }
+                    [Some(a), Some(b), Some(c), None] => {
+                        avx2_attention::attend([a, b, c], cache, scale, scores);
+                    }
+                    [Some(a), Some(b), ..] => {
+                        avx2_attention::attend([a, b], cache, scale, scores);
+                    }
+                    [Some(a), ..] => avx2_attention::attend([a], cache, scale, scores),
+                    _ => {}
+                }
+            }
+        }
+        _ => {
+            for query in queries.iter_mut().flatten() {
+                scalar::attend(query, cache, scale, scores);
+            }
+        }
     }
 }
 
@@ -394,21 +417,35 @@ mod tests {
         }
 
         #[test]
-        fn avx2_attention_equals_the_plain_one(
-            q in prop::collection::vec(-2f32..2.0, 72), kv in prop::collection::vec(-2f32..2.0, 4 * 32 * 72), count in 1usize..96,
-            window in 1usize..120,
+        fn avx2_attention_equals_the_plain_one_whatever_queries_are_computed_together(
+            q in prop::collection::vec(-2f32..2.0, 4 * 72), kv in prop::collection::vec(-2f32..2.0, 4 * 32 * 72),
+            counts in prop::array::uniform4(1usize..96), windows in prop::array::uniform4(1usize..120),
         ) {
             prop_assume!(Level::detect() == Level::Avx2);
             let halves: Vec<u16> = kv.iter().map(|x| u16::narrow(*x)).collect();
             let values: Vec<u16> = halves.iter().rev().copied().collect();
             let table = [2, 0, 3];
             let cache = HeadCache { keys: &halves, values: &values, table: &table, stride: 32 * 72, offset: 0, head_dim: 72 };
-            let (mut fast, mut plain, mut scratch) = (vec![0.0; 72], vec![0.0; 72], Vec::new());
-            let span = count.saturating_sub(window)..count;
-            attend(Level::Avx2, &q, &cache, span.clone(), 0.1, &mut scratch, &mut fast);
-            scalar::attend(&q, &cache, span.clone(), 0.1, &mut scratch, &mut plain);
-            prop_assert_eq!(scratch.len(), span.len());
-            prop_assert!(fast.iter().zip(&plain).all(|(x, y)| close(*x, *y, 5.0)), "{fast:?} {plain:?}");
+            let span = |i: usize| counts[i].saturating_sub(windows[i])..counts[i];
+            let mut scratch = Vec::new();
+            let mut run = |level: Level, which: Range<usize>| {
+                let mut outs = vec![vec![0.0; 72]; 4];
+                let mut queries = [const { None }; QUERIES];
+                for ((i, out), query) in outs.iter_mut().enumerate().take(which.end).skip(which.start).zip(&mut queries) {
+                    *query = Some(Query { q: &q[i * 72..][..72], span: span(i), out });
+                }
+                attend(level, &mut queries, &cache, 0.1, &mut scratch);
+                outs
+            };
+            let plain = run(Level::Scalar, 0..4);
+            for together in 1..=4 {
+                let fast = run(Level::Avx2, 0..together);
+                for i in 0..together {
+                    let alone = run(Level::Avx2, i..i + 1);
+                    prop_assert_eq!(&fast[i], &alone[i]);
+                    prop_assert!(fast[i].iter().zip(&plain[i]).all(|(x, y)| close(*x, *y, 5.0)), "{:?} {:?}", fast[i], plain[i]);
+                }
+            }
         }
     }
 

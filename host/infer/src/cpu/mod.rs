@@ -4,8 +4,11 @@
 )]
 //! The operations on a processor: repacked weights, rounded activations, a small pool of threads.
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2_panels;
 mod cache;
@@ -24,12 +27,12 @@ use std::sync::{Mutex, PoisonError};
 use crate::memory::{HugeArena, HugeSlice};
 use crate::model::Precision;
 use crate::ops::{
-    Activation, Batch, CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Reach, RopeOrder, Row,
+    Activation, Batch, CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Reach, RopeOrder,
     Weights, Write,
 };
 use crate::{Error, Result};
 use cache::{Cache, Planes};
-use kernels::{CacheElement, Level};
+use kernels::Level;
 use matrix::Matrix;
 use panels::{PANEL, Panels};
 use parts::Parts;
@@ -201,76 +204,6 @@ impl CpuExecutor {
             let mut new = vec![0.0; out.len()];
             body(row, &mut new);
             out.iter_mut().zip(new).for_each(|(out, new)| *out += new);
-        })
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "see `Executor::attention`")]
-    fn attend<E: CacheElement>(
-        &mut self,
-        qkv: &Buffer,
-        batch: Batch<'_>,
-        shape: HeadShape,
-        reach: Reach,
-        layer: usize,
-        planes: &Planes<E>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let (dim, group, width, level) = (
-            shape.head_dim,
-            shape.heads / shape.kv_heads,
-            out.width,
-            self.level,
-        );
-        let parts = Parts::new(out.data.as_mut_slice());
-        let scratch = &self.scratch;
-        // One unit of work is one head of one row. The units of a task are neighbours: heads that share keys.
-        let Batch { rows, tables } = batch;
-        // Where each sequence ends, for rows that see beyond themselves.
-        let mut ends = vec![
-            0;
-            if reach == Reach::Whole {
-                tables.len()
-            } else {
-                0
-            }
-        ];
-        for row in rows {
-            if let Some(end) = ends.get_mut(row.table as usize) {
-                *end = row.position.max(*end);
-            }
-        }
-        let units = rows.len() * shape.heads;
-        let tasks = units.min(scratch.len()).max(1);
-        let share = units.div_ceil(tasks);
-        // Later rows of a prompt see more positions, so their units are dealt out in turns of a row.
-        let dealt = rows.len() >= tasks;
-        self.pool.run(tasks, &|task| {
-            let mut scores = scratch[task].lock().unwrap_or_else(PoisonError::into_inner);
-            let attend = |row: usize, head: usize, scores: &mut Vec<f32>| {
-                let Row {
-                    position, table, ..
-                } = rows[row];
-                let cache = planes.head(layer, head / group, tables[table as usize]);
-                // SAFETY: each head of each row is one unit, and each unit is in one task.
-                let out = unsafe { parts.part(row * width + head * dim, dim) };
-                let q = &qkv.row(row)[head * dim..(head + 1) * dim];
-                let (first, last) = match reach {
-                    Reach::Causal => (0, position),
-                    Reach::Window(size) => ((position + 1).saturating_sub(size), position),
-                    Reach::Whole => (0, ends[table as usize]),
-                };
-                let span = first as usize..last as usize + 1;
-                kernels::attend(level, q, &cache, span, shape.scale, scores, out);
-            };
-            if dealt {
-                for row in (task..rows.len()).step_by(tasks) {
-                    (0..shape.heads).for_each(|head| attend(row, head, &mut scores));
-                }
-            } else {
-                for unit in task * share..((task + 1) * share).min(units) {
-                    attend(unit / shape.heads, unit % shape.heads, &mut scores);
-                }
-            }
         })
     }
 }

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use super::attention::Query;
 use super::kernels::{CacheElement, HeadCache};
 use super::tiles::{BLOCK, LANES, Rounded, Tiles};
+use crate::ops::PAGE_TOKENS;
 
 /// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
 pub(super) fn group_products(
@@ -127,17 +129,18 @@ pub(super) fn exp_all(x: &mut [f32]) {
 
 /// Attention of one head over the positions of `span`; `scores` is scratch.
 pub(super) fn attend<E: CacheElement>(
-    q: &[f32],
+    query: &mut Query<'_>,
     cache: &HeadCache<'_, E>,
-    span: Range<usize>,
     scale: f32,
     scores: &mut Vec<f32>,
-    out: &mut [f32],
 ) {
+    let (q, span, dim) = (query.q, query.span.clone(), query.q.len());
     scores.clear();
-    for (keys, _) in cache.pages(span.clone()) {
-        for key in keys.chunks_exact(q.len()) {
-            scores.push(q.iter().zip(key).map(|(q, k)| q * k.widen()).sum::<f32>() * scale);
+    for page in cache.pages(span.clone()) {
+        for token in slots(&span, page.start) {
+            let keys = page.keys.iter().skip(token).step_by(PAGE_TOKENS);
+            let product: f32 = q.iter().zip(keys).map(|(q, k)| q * k.widen()).sum();
+            scores.push(product * scale);
         }
     }
     let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -146,16 +149,23 @@ pub(super) fn attend<E: CacheElement>(
         *score = (*score - most).exp();
         sum += *score;
     }
-    out.fill(0.0);
+    query.out.fill(0.0);
     let mut weights = scores.iter();
-    for (_, values) in cache.pages(span) {
-        for (value, weight) in values.chunks_exact(q.len()).zip(&mut weights) {
-            for (out, value) in out.iter_mut().zip(value) {
+    for page in cache.pages(span.clone()) {
+        let own = slots(&span, page.start);
+        let values = page.values.chunks_exact(dim).take(own.end).skip(own.start);
+        for (value, weight) in values.zip(&mut weights) {
+            for (out, value) in query.out.iter_mut().zip(value) {
                 *out += weight * value.widen();
             }
         }
     }
-    for out in out {
+    for out in query.out.iter_mut() {
         *out /= sum;
     }
+}
+
+/// The slots of a page from position `page` on that lie in a span.
+fn slots(span: &Range<usize>, page: usize) -> Range<usize> {
+    span.start.saturating_sub(page)..(span.end - page).min(PAGE_TOKENS)
 }
