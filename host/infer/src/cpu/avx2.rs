@@ -5,9 +5,7 @@
 //! through slices whose length was checked, or through tiles whose size [`Tiles`] guarantees.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::kernels::{CacheElement, HeadCache};
 use super::scalar;
 use super::tiles::{BLOCK, LANES, LIMIT, Rounded, RoundedRow, SHARE, TINY, Tiles};
 use crate::quant::{IQ4_NL, TensorType};
@@ -15,6 +13,14 @@ use crate::quant::{IQ4_NL, TensorType};
 /// Shows that a call comes from code that runs only where the features are there.
 #[derive(Clone, Copy)]
 pub(crate) struct Token(());
+
+impl Token {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self(())
+    }
+}
 
 /// How far ahead of the kernel weights are fetched, in bytes.
 const AHEAD: usize = 2048;
@@ -35,20 +41,20 @@ pub(crate) fn float_lanes(of: &[f32; 8], _: Token) -> __m256 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn load(of: &[f32; 8]) -> __m256 {
+pub(super) fn load(of: &[f32; 8]) -> __m256 {
     float_lanes(of, Token(()))
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn store(to: &mut [f32; 8], value: __m256) {
+pub(super) fn store(to: &mut [f32; 8], value: __m256) {
     // SAFETY: the array has 32 bytes.
     unsafe { _mm256_storeu_ps(to.as_mut_ptr(), value) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_lanes(v: __m256) -> f32 {
+pub(super) fn add_lanes(v: __m256) -> f32 {
     let sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps::<1>(sum, sum)))
@@ -56,7 +62,7 @@ fn add_lanes(v: __m256) -> f32 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn largest_lane(v: __m256) -> f32 {
+pub(super) fn largest_lane(v: __m256) -> f32 {
     let most = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let most = _mm_max_ps(most, _mm_movehl_ps(most, most));
     _mm_cvtss_f32(_mm_max_ss(most, _mm_shuffle_ps::<1>(most, most)))
@@ -65,7 +71,7 @@ fn largest_lane(v: __m256) -> f32 {
 /// e^x to 2 units in the last place, for x in -87..=88; beyond that as at the bounds. Cephes' `expf`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn exp(x: __m256) -> __m256 {
+pub(super) fn exp(x: __m256) -> __m256 {
     let x = _mm256_min_ps(
         _mm256_max_ps(x, _mm256_set1_ps(-87.0)),
         _mm256_set1_ps(88.0),
@@ -607,65 +613,4 @@ unsafe fn byte_products<const NT: usize>(
         }
     }
     sums
-}
-
-/// Attention of one head; its size is a multiple of 8.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn attend<E: CacheElement>(
-    q: &[f32],
-    cache: &HeadCache<'_, E>,
-    span: Range<usize>,
-    scale: f32,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) {
-    let token = Token(());
-    let (q8, dim) = (q.as_chunks::<8>().0, q.len());
-    scores.clear();
-    for (keys, _) in cache.pages(span.clone()) {
-        for key in keys.chunks_exact(dim) {
-            let (mut even, mut odd) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-            let (pairs, last) = key.as_chunks::<8>().0.as_chunks::<2>();
-            let (q_pairs, q_last) = q8.as_chunks::<2>();
-            for (q, k) in q_pairs.iter().zip(pairs) {
-                even = _mm256_fmadd_ps(load(&q[0]), E::lanes(&k[0], token), even);
-                odd = _mm256_fmadd_ps(load(&q[1]), E::lanes(&k[1], token), odd);
-            }
-            for (q, k) in q_last.iter().zip(last) {
-                even = _mm256_fmadd_ps(load(q), E::lanes(k, token), even);
-            }
-            scores.push(add_lanes(_mm256_add_ps(even, odd)) * scale);
-        }
-    }
-    let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (scores8, rest) = scores.as_chunks_mut::<8>();
-    let mut sums = _mm256_setzero_ps();
-    for score in scores8 {
-        let e = exp(_mm256_sub_ps(load(score), _mm256_set1_ps(most)));
-        sums = _mm256_add_ps(sums, e);
-        store(score, e);
-    }
-    let mut sum = add_lanes(sums);
-    for score in rest {
-        *score = (*score - most).exp();
-        sum += *score;
-    }
-    // Up to 64 elements of the values' sum stay in registers.
-    for (part, out) in out.chunks_mut(64).enumerate() {
-        let out = out.as_chunks_mut::<8>().0;
-        let mut lanes = [_mm256_setzero_ps(); 8];
-        let mut weights = scores.iter();
-        for (_, values) in cache.pages(span.clone()) {
-            for (value, weight) in values.chunks_exact(dim).zip(&mut weights) {
-                let weight = _mm256_set1_ps(*weight);
-                let value = value.as_chunks::<8>().0.iter().skip(part * 8);
-                for (lane, value) in lanes.iter_mut().zip(value) {
-                    *lane = _mm256_fmadd_ps(weight, E::lanes(value, token), *lane);
-                }
-            }
-        }
-        for (out, lane) in out.iter_mut().zip(lanes) {
-            store(out, _mm256_div_ps(lane, _mm256_set1_ps(sum)));
-        }
-    }
 }

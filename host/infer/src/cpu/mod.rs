@@ -5,6 +5,8 @@
 //! The operations on a processor: repacked weights, rounded activations, a small pool of threads.
 
 #[cfg(target_arch = "x86_64")]
+mod attention;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_panels;
@@ -223,7 +225,6 @@ impl CpuExecutor {
         );
         let parts = Parts::new(out.data.as_mut_slice());
         let scratch = &self.scratch;
-        // One unit of work is one head of one row. The units of a task are neighbours: heads that share keys.
         let Batch { rows, tables } = batch;
         // Where each sequence ends, for rows that see beyond themselves.
         let mut ends = vec![
@@ -239,21 +240,29 @@ impl CpuExecutor {
                 *end = row.position.max(*end);
             }
         }
-        let units = rows.len() * shape.heads;
+        // One unit of work is the heads of one row that share keys, or one of them where there is little to do. The units
+        // of a task are neighbours.
+        let together = match rows.len() * shape.kv_heads >= self.pool.threads() {
+            true => group,
+            false => 1,
+        };
+        let in_row = shape.heads / together;
+        let units = rows.len() * in_row;
         let tasks = units.min(scratch.len()).max(1);
         let share = units.div_ceil(tasks);
         // Later rows of a prompt see more positions, so their units are dealt out in turns of a row.
         let dealt = rows.len() >= tasks;
         self.pool.run(tasks, &|task| {
             let mut scores = scratch[task].lock().unwrap_or_else(PoisonError::into_inner);
-            let attend = |row: usize, head: usize, scores: &mut Vec<f32>| {
+            let attend = |row: usize, unit: usize, scores: &mut Vec<f32>| {
+                let head = unit * together;
                 let Row {
                     position, table, ..
                 } = rows[row];
                 let cache = planes.head(layer, head / group, tables[table as usize]);
-                // SAFETY: each head of each row is one unit, and each unit is in one task.
-                let out = unsafe { parts.part(row * width + head * dim, dim) };
-                let q = &qkv.row(row)[head * dim..(head + 1) * dim];
+                // SAFETY: each head of each row is in one unit, and each unit is in one task.
+                let out = unsafe { parts.part(row * width + head * dim, together * dim) };
+                let q = &qkv.row(row)[head * dim..(head + together) * dim];
                 let (first, last) = match reach {
                     Reach::Causal => (0, position),
                     Reach::Window(size) => ((position + 1).saturating_sub(size), position),
@@ -263,12 +272,15 @@ impl CpuExecutor {
                 kernels::attend(level, q, &cache, span, shape.scale, scores, out);
             };
             if dealt {
-                for row in (task..rows.len()).step_by(tasks) {
-                    (0..shape.heads).for_each(|head| attend(row, head, &mut scores));
+                // The rows of a prompt read the same keys: those of one head stay in the cache, those of all do not.
+                for unit in 0..in_row {
+                    for row in (task..rows.len()).step_by(tasks) {
+                        attend(row, unit, &mut scores);
+                    }
                 }
             } else {
                 for unit in task * share..((task + 1) * share).min(units) {
-                    attend(unit / shape.heads, unit % shape.heads, &mut scores);
+                    attend(unit / in_row, unit % in_row, &mut scores);
                 }
             }
         })
