@@ -7,7 +7,7 @@ use crate::cpu::physical_cores;
 use crate::limits;
 use crate::{
     Engine, EngineOptions, Error, Event, Finish, GenerateRequest, Generation, Model, Prompt,
-    Result, Sampling, Token,
+    Result, Sampling,
 };
 
 /// What [`model`] does.
@@ -69,7 +69,7 @@ pub fn model(model: Arc<Model>, options: BenchOptions) -> Result<ModelBench> {
 
     let mut decode = Vec::new();
     for count in REQUESTS {
-        let rate = median(runs, || bench.decode_rate(count, tokens))?;
+        let rate = median(runs, || Ok(decode_rate(&bench.run(count, 32, tokens)?)))?;
         decode.push((count, rate));
     }
     let (resident_bytes, kv_bytes) = (resident_bytes(), bench.kv_bytes());
