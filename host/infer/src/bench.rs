@@ -7,7 +7,7 @@ use crate::cpu::physical_cores;
 use crate::limits;
 use crate::{
     Engine, EngineOptions, Error, Event, Finish, GenerateRequest, Generation, Model, Prompt,
-    Result, Sampling, Token,
+    Result, Sampling,
 };
 
 /// What [`model`] does.
@@ -24,7 +24,7 @@ pub struct BenchOptions {
 pub struct ModelBench {
     /// Threads that computed.
     pub threads: usize,
-    /// Requests at once, and the tokens that all of them together generated per second while all did.
+    /// Requests at once, and the tokens that all of them together generate per second: the sum of their own rates.
     pub decode: Vec<(usize, f64)>,
     /// Tokens of a prompt, and those computed per second up to the first token of the answer.
     pub prefill: Vec<(usize, f64)>,
@@ -65,11 +65,11 @@ pub fn model(model: Arc<Model>, options: BenchOptions) -> Result<ModelBench> {
     let info = model.info().clone();
     let mut bench = Bench::start(model, threads)?;
     // The first run takes memory from the system and wakes threads up.
-    bench.run(1, 32, 8, |_| ())?;
+    bench.run(1, 32, 8)?;
 
     let mut decode = Vec::new();
     for count in REQUESTS {
-        let rate = median(runs, || bench.decode_rate(count, tokens))?;
+        let rate = median(runs, || Ok(decode_rate(&bench.run(count, 32, tokens)?)))?;
         decode.push((count, rate));
     }
     let (resident_bytes, kv_bytes) = (resident_bytes(), bench.kv_bytes());
@@ -147,15 +147,8 @@ impl Bench {
         }
     }
 
-    /// Sends `count` requests at once, with prompts and answers of so many tokens, and waits for all. `token` is told
-    /// when each token of the last request comes.
-    fn run(
-        &mut self,
-        count: usize,
-        prompt: usize,
-        tokens: usize,
-        mut token: impl FnMut(Instant),
-    ) -> Result<Vec<Done>> {
+    /// Sends `count` requests at once, with prompts and answers of so many tokens, and waits for all.
+    fn run(&mut self, count: usize, prompt: usize, tokens: usize) -> Result<Vec<Done>> {
         // A new salt: nothing is found of the runs before.
         self.salt += 1;
         let requests = (0..count).map(|number| self.request(prompt, number * 1000, tokens));
@@ -163,42 +156,14 @@ impl Bench {
         for request in requests.collect::<Vec<_>>() {
             sent.push((Instant::now(), self.engine.generate(request)?));
         }
-        let last = sent.pop().map(|(at, generation)| {
-            let finish = finish(generation, |_| token(Instant::now()))?;
-            Ok((at, finish))
-        });
-        let others = sent
-            .into_iter()
-            .map(|(at, generation)| Ok((at, finish(generation, |_| ())?)));
-        others.chain(last).collect()
-    }
-
-    /// Tokens per second of all requests together in the time in which all of them are answered: each step gives
-    /// each of them one, so those of the request that begins last tell the steps.
-    fn decode_rate(&mut self, count: usize, tokens: usize) -> Result<f64> {
-        let mut times = Vec::new();
-        let all = self.run(count, 32, tokens, |at| times.push(at))?;
-        let ends = all
-            .iter()
-            .map(|done| first_token(done) + done.1.decode_time);
-        let end = ends.min().unwrap_or_else(Instant::now);
-        let within: Vec<_> = times.iter().filter(|at| **at <= end).collect();
-        match (within.first(), within.last()) {
-            (Some(first), Some(last)) if last > first => {
-                let steps = (within.len() - 1) as f64;
-                Ok(count as f64 * steps / (**last - **first).as_secs_f64())
-            }
-            // So fast that all had ended before the first was looked at: the last one's own figures.
-            _ => Ok(all.last().map_or(0.0, |(_, finish)| {
-                let steps = f64::from(finish.usage.completion_tokens.saturating_sub(1));
-                count as f64 * steps / finish.decode_time.as_secs_f64().max(1e-9)
-            })),
-        }
+        sent.into_iter()
+            .map(|(at, generation)| Ok((at, finish(generation)?)))
+            .collect()
     }
 
     /// The median time from the first of `count` requests to each one's first token.
     fn first_token(&mut self, count: usize, prompt: usize) -> Result<Duration> {
-        let all = self.run(count, prompt, 2, |_| ())?;
+        let all = self.run(count, prompt, 2)?;
         let mut times: Vec<Duration> = all
             .iter()
             .map(|done| first_token(done) - all[0].0)
@@ -214,7 +179,7 @@ impl Bench {
             if let Prompt::Tokens(tokens) = &mut request.prompt {
                 tokens.extend((1..9).map(|place| (tail * 8 + place) % self.vocabulary));
             }
-            let finish = finish(self.engine.generate(request)?, |_| ())?;
+            let finish = finish(self.engine.generate(request)?)?;
             Ok((finish.queue_time + finish.prefill_time).as_secs_f64())
         };
         let uncached: f64 = time(0)?;
@@ -232,14 +197,23 @@ fn first_token((sent, finish): &Done) -> Instant {
     *sent + finish.queue_time + finish.prefill_time
 }
 
+/// Tokens per second of all requests together: the sum of their own rates, from the first token of each to its last.
+fn decode_rate(all: &[Done]) -> f64 {
+    let rates = all.iter().map(|(_, finish)| {
+        // The first token belongs to the prompt's step.
+        let steps = f64::from(finish.usage.completion_tokens.saturating_sub(1));
+        steps / finish.decode_time.as_secs_f64().max(1e-9)
+    });
+    rates.sum()
+}
+
 /// Waits for the end.
-fn finish(mut generation: Generation, mut token: impl FnMut(&Token)) -> Result<Finish> {
+fn finish(mut generation: Generation) -> Result<Finish> {
     while let Some(event) = generation.next_blocking() {
         match event {
             Event::Finished(finish) => return Ok(finish),
             Event::Failed(error) => return Err(error),
-            Event::Token(new) => token(&new),
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Token(_) => {}
         }
     }
     Err(Error::Stopped)

@@ -325,10 +325,15 @@ impl Scheduler {
             sequence.planned = 0;
             sequence.settle(&mut self.pages);
         }
-        let decodes = self.plan_decodes();
-        let prefill = self.plan_prefill(decodes);
+        let decoding = self.plan_decodes();
+        self.plan_prefill(decoding);
         self.rows.clear();
+        let mut prefill = 0;
         for (index, sequence) in self.active.iter().enumerate() {
+            // Counted now: some that were planned may have been set back for others.
+            if !decodes(sequence) {
+                prefill += sequence.planned;
+            }
             for position in sequence.computed..sequence.computed + sequence.planned {
                 let output = match &sequence.goal {
                     Goal::Generate(_) if position + 1 == sequence.tokens.len() => Output::Logits,
@@ -364,8 +369,8 @@ impl Scheduler {
         count
     }
 
-    /// Plans rows of prompts, and gives their number.
-    fn plan_prefill(&mut self, decoding: usize) -> usize {
+    /// Plans rows of prompts.
+    fn plan_prefill(&mut self, decoding: usize) {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
         order.extend((0..self.active.len()).filter(|index| !decodes(&self.active[*index])));
@@ -383,7 +388,6 @@ impl Scheduler {
             _ => self.pace.rows(decoding, self.options.max_step).min(most),
         };
         let encoder = self.model.kind() == ModelKind::Encoder;
-        let whole = budget;
         let mut outputs = most_outputs(&self.model, &self.options) - self.options.max_sequences;
         for index in order.iter().copied() {
             // Those at the end may have been set back meanwhile.
@@ -411,7 +415,6 @@ impl Scheduler {
             self.begin(index, count);
         }
         self.order = order;
-        whole - budget
     }
 
     /// Plans so many rows of a sequence, perhaps its first ones.
