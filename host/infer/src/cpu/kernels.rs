@@ -129,29 +129,31 @@ pub(crate) fn round(level: Level, x: &[f32], out: &mut RoundedRow<'_>) {
     }
 }
 
-/// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
+/// The products of a group's 8 rows with the rows `rows` of activations, given to `write(row, products)`.
 pub(crate) fn group_products(
     level: Level,
     tiles: &Tiles,
     group: usize,
     x: &Rounded,
-    rows: usize,
+    rows: Range<usize>,
     mut write: impl FnMut(usize, [f32; LANES]),
 ) {
     match level {
         Level::Scalar => scalar::group_products(tiles, group, x, rows, write),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
-            // Up to four rows at a time share the unpacked weights; more do not fit into the registers.
-            let mut row = 0;
-            while row < rows {
+            // As many rows as their sums fit into the registers share the unpacked weights.
+            let most = tiles.rows_at_once();
+            let mut row = rows.start;
+            while row < rows.end {
                 // SAFETY: the level was detected.
                 row += unsafe {
-                    match rows - row {
+                    match (rows.end - row).min(most) {
                         1 => avx2::group_products::<1>(tiles, group, x, row, &mut write),
                         2 => avx2::group_products::<2>(tiles, group, x, row, &mut write),
                         3 => avx2::group_products::<3>(tiles, group, x, row, &mut write),
-                        _ => avx2::group_products::<4>(tiles, group, x, row, &mut write),
+                        4 | 5 => avx2::group_products::<4>(tiles, group, x, row, &mut write),
+                        _ => avx2::group_products::<6>(tiles, group, x, row, &mut write),
                     }
                 };
             }
@@ -319,12 +321,12 @@ mod tests {
                 prop_assert_eq!((&act.high, &act.low, &act.word), (&plain.high, &plain.low, &plain.word));
                 for group in 0..2 {
                     let mut all = vec![[0f32; 8]; 7];
-                    group_products(Level::Avx2, &tiles, group, &act, 7, |row, products| all[row] = products);
+                    group_products(Level::Avx2, &tiles, group, &act, 0..7, |row, products| all[row] = products);
                     for row in 0..7 {
                         let one = rounded(Level::Avx2, &x[row * 512..(row + 1) * 512], 1);
-                        group_products(Level::Avx2, &tiles, group, &one, 1, |_, products| assert_eq!(products, all[row]));
+                        group_products(Level::Avx2, &tiles, group, &one, 0..1, |_, products| assert_eq!(products, all[row]));
                         let mut wanted = [0f32; 8];
-                    scalar::group_products(&tiles, group, &plain, 7, |other, products| {
+                    scalar::group_products(&tiles, group, &plain, 0..7, |other, products| {
                         if other == row {
                             wanted = products;
                         }

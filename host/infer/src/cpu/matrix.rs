@@ -1,5 +1,7 @@
 //! A weight matrix on the processor: stacked parts, each in tiles where its type has them, else row by row.
 
+use std::ops::Range;
+
 use super::kernels::{self, Level};
 use super::tiles::{BLOCK, LANES, Rounded, Tiles};
 use crate::memory::{HugeArena, HugeBytes};
@@ -100,13 +102,30 @@ impl Matrix {
         }
     }
 
-    /// The products of a group with each row of `x`, given to `write(row of x, first column, products)`.
+    /// Rows of activations that [`Self::multiply`] is best given at once, of so many.
+    pub(super) fn rows_at_once(&self, rows: usize) -> usize {
+        /// A good part of a core's own cache: the activations stay there while a task's groups pass.
+        const CACHE: usize = 192 << 10;
+        let tiles = self.parts.iter().map(|part| match part {
+            Part::Tiles(tiles) => Some(tiles.columns),
+            Part::Rows { .. } => None,
+        });
+        match tiles.min() {
+            // 12 is a multiple of what the kernels take at once.
+            Some(Some(columns)) => (CACHE / (2 * columns) / 12 * 12).max(12),
+            // A row is widened for each call.
+            _ => rows.max(1),
+        }
+    }
+
+    /// The products of a group with the rows `rows` of `x`, given to `write(row of x, first column, products)`.
     pub(super) fn multiply<'a>(
         &self,
         level: Level,
         mut group: usize,
-        x: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
+        x: impl Iterator<Item = &'a [f32]> + Clone,
         rounded: &Rounded,
+        rows: Range<usize>,
         scratch: &mut Vec<f32>,
         mut write: impl FnMut(usize, usize, &[f32]),
     ) {
@@ -127,7 +146,7 @@ impl Matrix {
                         tiles,
                         group,
                         rounded,
-                        x.len(),
+                        rows.clone(),
                         |row, products| {
                             write(row, first + start, &products[..lanes]);
                         },
@@ -148,7 +167,7 @@ impl Matrix {
                             &data[row * bytes..(row + 1) * bytes],
                             scratch,
                         );
-                        for (index, x) in x.clone().enumerate() {
+                        for (index, x) in x.clone().enumerate().take(rows.end).skip(rows.start) {
                             write(index, first + row, &[kernels::dot(level, scratch, x)]);
                         }
                     }

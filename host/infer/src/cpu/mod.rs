@@ -361,30 +361,34 @@ impl Executor for CpuExecutor {
         }
         let groups = weights.groups();
         let (tasks, share) = self.split(groups);
+        let at_once = weights.rows_at_once(rows);
         let (level, rounded, scratch, width) =
             (self.level, &self.rounded, &self.scratch, out.width);
         let parts = Parts::new(out.data.as_mut_slice());
         self.pool.run(tasks, &|task| {
             let mut scratch = scratch[task].lock().unwrap_or_else(PoisonError::into_inner);
-            for group in task * share..((task + 1) * share).min(groups) {
-                weights.multiply(
-                    level,
-                    group,
-                    x.data.chunks_exact(x.width).take(rows),
-                    rounded,
-                    &mut scratch,
-                    |row, at, products| {
-                        // SAFETY: the columns of a group are its own, and each group is in one task.
-                        let out = unsafe { parts.part(row * width + at, products.len()) };
-                        match write {
-                            Write::Set => out.copy_from_slice(products),
-                            Write::Add => out
-                                .iter_mut()
-                                .zip(products)
-                                .for_each(|(out, product)| *out += product),
-                        }
-                    },
-                );
+            for first in (0..rows).step_by(at_once) {
+                for group in task * share..((task + 1) * share).min(groups) {
+                    weights.multiply(
+                        level,
+                        group,
+                        x.data.chunks_exact(x.width),
+                        rounded,
+                        first..(first + at_once).min(rows),
+                        &mut scratch,
+                        |row, at, products| {
+                            // SAFETY: the columns of a group are its own, and each group is in one task.
+                            let out = unsafe { parts.part(row * width + at, products.len()) };
+                            match write {
+                                Write::Set => out.copy_from_slice(products),
+                                Write::Add => out
+                                    .iter_mut()
+                                    .zip(products)
+                                    .for_each(|(out, product)| *out += product),
+                            }
+                        },
+                    );
+                }
             }
         })
     }
