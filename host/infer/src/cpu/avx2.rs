@@ -291,12 +291,12 @@ pub(super) fn group_products<const NT: usize>(
     // has as many tiles of the type's size.
     let sums = unsafe {
         match tiles.kind {
-            TensorType::Q4_0 => nibble_products::<NT, false, MIDDLE>(group, blocks, rows),
-            TensorType::Q4_1 => nibble_products::<NT, false, OWN>(group, blocks, rows),
-            TensorType::Q4K => nibble_products::<NT, false, SHARED>(group, blocks, rows),
-            TensorType::Q5_0 => nibble_products::<NT, true, MIDDLE>(group, blocks, rows),
-            TensorType::Q5_1 => nibble_products::<NT, true, OWN>(group, blocks, rows),
-            TensorType::Q5K => nibble_products::<NT, true, SHARED>(group, blocks, rows),
+            TensorType::Q4_0 => nibble_products::<NT, MIDDLE>(group, blocks, rows),
+            TensorType::Q4_1 => nibble_products::<NT, OWN>(group, blocks, rows),
+            TensorType::Q4K => nibble_products::<NT, SHARED>(group, blocks, rows),
+            TensorType::Q5_0 => five_bit_products::<NT, MIDDLE>(group, blocks, rows),
+            TensorType::Q5_1 => five_bit_products::<NT, OWN>(group, blocks, rows),
+            TensorType::Q5K => five_bit_products::<NT, SHARED>(group, blocks, rows),
             TensorType::Iq4Nl => table_products::<NT>(group, blocks, rows),
             TensorType::Q6K => six_bit_products::<NT>(group, blocks, rows),
             _ => byte_products::<NT>(group, blocks, rows),
@@ -317,24 +317,63 @@ const OWN: u8 = 1;
 /// or integers with the scales of a header before every [`SHARE`] tiles.
 const SHARED: u8 = 2;
 
-/// 4-bit and 5-bit tiles. 16-bit sums do not overflow: those of four bits add up 2 * 8 products of at most 15 * 127,
-/// 30,480 < 32,768; those of five bits are widened half way, after 2 * 4 products of at most 31 * 127 (the low
-/// halves of the activations, up to 64, need that not).
+/// The scales and minima of a tile, less the sign of integer minima; `at` is where its scales begin.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn nibble_products<const NT: usize, const FIFTH: bool, const MINIMA: u8>(
+unsafe fn scales_and_minima<const MINIMA: u8>(
+    at: *const u8,
+    header: [__m256; 2],
+    middle: f32,
+) -> [__m256; 2] {
+    // SAFETY: the caller's: the bytes of a tile from its scales on.
+    unsafe {
+        match MINIMA {
+            SHARED => [
+                _mm256_mul_ps(header[0], unsigned_bytes(at)),
+                _mm256_mul_ps(header[1], unsigned_bytes(at.add(8))),
+            ],
+            OWN => [halves(at), halves(at.add(16))],
+            _ => [
+                halves(at),
+                _mm256_mul_ps(halves(at), _mm256_set1_ps(middle)),
+            ],
+        }
+    }
+}
+
+/// Adds a tile's products and minima to a row's sums.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn add_tile<const MINIMA: u8>(
+    sums: __m256,
+    products: __m256i,
+    [scales, minima]: [__m256; 2],
+    row: &RowPointers,
+    block: usize,
+) -> __m256 {
+    // SAFETY: the caller's.
+    let (scale, sum) = unsafe { (*row.scale.add(block), *row.sum.add(block)) };
+    let (scale, sum) = (
+        _mm256_mul_ps(scales, _mm256_set1_ps(scale)),
+        _mm256_set1_ps(sum),
+    );
+    let sums = match MINIMA {
+        SHARED => _mm256_fnmadd_ps(minima, sum, sums),
+        _ => _mm256_fmadd_ps(minima, sum, sums),
+    };
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sums)
+}
+
+/// 4-bit tiles. Two `maddubs` of up to 15 * 127 add up in 16 bits over the 8 vectors: 30,480 < 32,768.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn nibble_products<const NT: usize, const MINIMA: u8>(
     group: &[u8],
     blocks: usize,
     rows: [RowPointers; NT],
 ) -> [__m256; NT] {
-    let (mask, one, bit) = (
-        _mm256_set1_epi8(15),
-        _mm256_set1_epi16(1),
-        _mm256_set1_epi8(16),
-    );
-    let middle = _mm256_set1_ps(if FIFTH { -16.0 } else { -8.0 });
-    let scales_at = if FIFTH { 160 } else { 128 };
-    let tile_bytes = scales_at + if MINIMA == OWN { 32 } else { 16 };
+    let (mask, one) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    let tile_bytes = if MINIMA == OWN { 160 } else { 144 };
     let mut sums = [_mm256_setzero_ps(); NT];
     let mut header = [_mm256_setzero_ps(); 2];
     let mut tile = group.as_ptr();
@@ -342,30 +381,17 @@ unsafe fn nibble_products<const NT: usize, const FIFTH: bool, const MINIMA: u8>(
         // SAFETY: the caller's, for each pointer; prefetching may name any address.
         unsafe {
             if MINIMA == SHARED && block % SHARE == 0 {
-                header = [0, 16].map(|at| halves(tile.add(at)));
+                header = [halves(tile), halves(tile.add(16))];
                 tile = tile.add(32);
             }
             for line in 0..3 {
                 _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + 64 * line).cast());
             }
-            let fifth = if FIFTH {
-                _mm256_loadu_si256(tile.add(128).cast())
-            } else {
-                _mm256_setzero_si256()
-            };
             let (mut high, mut low) = ([_mm256_setzero_si256(); NT], [_mm256_setzero_si256(); NT]);
-            let mut wide = [_mm256_setzero_si256(); NT];
             for v in 0..4 {
                 let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(v));
-                let mut near = _mm256_and_si256(packed, mask);
-                let mut far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
-                if FIFTH {
-                    // Bits v and 4 + v of each byte to the fifth place; what crosses bytes is masked out.
-                    let near_bits = _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - v as i32));
-                    let far_bits = _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(v as i32));
-                    near = _mm256_or_si256(near, _mm256_and_si256(near_bits, bit));
-                    far = _mm256_or_si256(far, _mm256_and_si256(far_bits, bit));
-                }
+                let near = _mm256_and_si256(packed, mask);
+                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
                 for i in 0..NT {
                     let four = |bytes: *const i8, at: usize| {
                         _mm256_set1_epi32(bytes.cast::<i32>().add(block * 8 + at).read_unaligned())
@@ -380,35 +406,60 @@ unsafe fn nibble_products<const NT: usize, const FIFTH: bool, const MINIMA: u8>(
                     );
                     high[i] = _mm256_add_epi16(high[i], high_pair);
                     low[i] = _mm256_add_epi16(low[i], low_pair);
-                    if FIFTH && v % 2 == 1 {
-                        wide[i] = _mm256_add_epi32(wide[i], _mm256_madd_epi16(high[i], one));
-                        high[i] = _mm256_setzero_si256();
-                    }
                 }
             }
-            let scales = tile.add(scales_at);
-            let (scales, minima) = match MINIMA {
-                SHARED => (
-                    _mm256_mul_ps(header[0], unsigned_bytes(scales)),
-                    _mm256_mul_ps(header[1], unsigned_bytes(scales.add(8))),
-                ),
-                OWN => (halves(scales), halves(scales.add(16))),
-                _ => (halves(scales), _mm256_mul_ps(halves(scales), middle)),
-            };
+            let factors = scales_and_minima::<MINIMA>(tile.add(128), header, -8.0);
             for i in 0..NT {
-                if !FIFTH {
-                    wide[i] = _mm256_madd_epi16(high[i], one);
-                }
-                let high = _mm256_slli_epi32::<7>(wide[i]);
-                let products =
-                    _mm256_cvtepi32_ps(_mm256_add_epi32(high, _mm256_madd_epi16(low[i], one)));
-                let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*rows[i].scale.add(block)));
-                let sum = _mm256_set1_ps(*rows[i].sum.add(block));
-                sums[i] = match MINIMA {
-                    SHARED => _mm256_fnmadd_ps(minima, sum, sums[i]),
-                    _ => _mm256_fmadd_ps(minima, sum, sums[i]),
-                };
-                sums[i] = _mm256_fmadd_ps(products, scale, sums[i]);
+                let high = _mm256_slli_epi32::<7>(_mm256_madd_epi16(high[i], one));
+                let products = _mm256_add_epi32(high, _mm256_madd_epi16(low[i], one));
+                sums[i] = add_tile::<MINIMA>(sums[i], products, factors, &rows[i], block);
+            }
+            tile = tile.add(tile_bytes);
+        }
+    }
+    sums
+}
+
+/// 5-bit tiles: nibbles and fifth bits joined, then as 8-bit weights.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn five_bit_products<const NT: usize, const MINIMA: u8>(
+    group: &[u8],
+    blocks: usize,
+    rows: [RowPointers; NT],
+) -> [__m256; NT] {
+    let (mask, bit) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
+    let tile_bytes = if MINIMA == OWN { 192 } else { 176 };
+    let mut sums = [_mm256_setzero_ps(); NT];
+    let mut header = [_mm256_setzero_ps(); 2];
+    let mut tile = group.as_ptr();
+    for block in 0..blocks {
+        // SAFETY: the caller's, for each pointer; prefetching may name any address.
+        unsafe {
+            if MINIMA == SHARED && block % SHARE == 0 {
+                header = [halves(tile), halves(tile.add(16))];
+                tile = tile.add(32);
+            }
+            for line in 0..3 {
+                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(AHEAD + 64 * line).cast());
+            }
+            let fifth = _mm256_loadu_si256(tile.add(128).cast());
+            let mut products = [_mm256_setzero_si256(); NT];
+            for p in 0..4 {
+                let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(p));
+                // Bits p and 4 + p of each byte to the fifth place; what crosses bytes is masked out.
+                let near_bits = _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - p as i32));
+                let near = _mm256_and_si256(packed, mask);
+                let near = _mm256_or_si256(near, _mm256_and_si256(near_bits, bit));
+                add_pairs(near, block, 2 * p, &rows, &mut products);
+                let far_bits = _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(p as i32));
+                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                let far = _mm256_or_si256(far, _mm256_and_si256(far_bits, bit));
+                add_pairs(far, block, 2 * p + 8, &rows, &mut products);
+            }
+            let factors = scales_and_minima::<MINIMA>(tile.add(160), header, -16.0);
+            for i in 0..NT {
+                sums[i] = add_tile::<MINIMA>(sums[i], products[i], factors, &rows[i], block);
             }
             tile = tile.add(tile_bytes);
         }

@@ -205,12 +205,12 @@ fn spread(tiles: &Tiles, group: &[u8], blocks: usize, out: &mut [f32]) -> Form {
     // SAFETY: `out` has that room, as asserted, and the group has `blocks` tiles of its type.
     unsafe {
         match tiles.kind {
-            TensorType::Q4_0 => nibbles::<false, MIDDLE>(group, blocks, out),
-            TensorType::Q4_1 => nibbles::<false, OWN>(group, blocks, out),
-            TensorType::Q4K => nibbles::<false, SHARED>(group, blocks, out),
-            TensorType::Q5_0 => nibbles::<true, MIDDLE>(group, blocks, out),
-            TensorType::Q5_1 => nibbles::<true, OWN>(group, blocks, out),
-            TensorType::Q5K => nibbles::<true, SHARED>(group, blocks, out),
+            TensorType::Q4_0 => nibbles::<MIDDLE>(group, blocks, out),
+            TensorType::Q4_1 => nibbles::<OWN>(group, blocks, out),
+            TensorType::Q4K => nibbles::<SHARED>(group, blocks, out),
+            TensorType::Q5_0 => five_bits::<MIDDLE>(group, blocks, out),
+            TensorType::Q5_1 => five_bits::<OWN>(group, blocks, out),
+            TensorType::Q5K => five_bits::<SHARED>(group, blocks, out),
             TensorType::Iq4Nl => table(group, blocks, out),
             TensorType::Q6K => {
                 six_bits(group, blocks, out);
@@ -233,10 +233,36 @@ const MIDDLE: u8 = 0;
 const OWN: u8 = 1;
 const SHARED: u8 = 2;
 
+/// The scales and minima of a tile; `at` is where its scales begin.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn nibbles<const FIFTH: bool, const MINIMA: u8>(group: &[u8], blocks: usize, out: *mut f32) {
-    let (mask, bit) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
-    let middle = _mm256_set1_ps(if FIFTH { -16.0 } else { -8.0 });
+#[inline]
+unsafe fn scales_and_minima<const MINIMA: u8>(
+    at: *const u8,
+    header: [__m256; 2],
+    middle: f32,
+) -> [__m256; 2] {
+    // SAFETY: the caller's: the bytes of a tile from its scales on.
+    unsafe {
+        match MINIMA {
+            SHARED => {
+                let minima = _mm256_mul_ps(header[1], unsigned_bytes(at.add(8)));
+                [
+                    _mm256_mul_ps(header[0], unsigned_bytes(at)),
+                    _mm256_xor_ps(minima, _mm256_set1_ps(-0.0)),
+                ]
+            }
+            OWN => [halves(at), halves(at.add(16))],
+            _ => [
+                halves(at),
+                _mm256_mul_ps(halves(at), _mm256_set1_ps(middle)),
+            ],
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn nibbles<const MINIMA: u8>(group: &[u8], blocks: usize, out: *mut f32) {
+    let mask = _mm256_set1_epi8(15);
     // Bytes 4r and 4r + 1 of each row to words, and bytes 4r + 2 and 4r + 3.
     let [front, back] = [0i8, 2].map(|first| {
         let of = |row: i8, j: i8| 4 * row + first + j;
@@ -246,8 +272,7 @@ unsafe fn nibbles<const FIFTH: bool, const MINIMA: u8>(group: &[u8], blocks: usi
             d[2], d[3],
         ))
     });
-    let scales_at = if FIFTH { 160 } else { 128 };
-    let tile_bytes = scales_at + if MINIMA == OWN { 32 } else { 16 };
+    let tile_bytes = if MINIMA == OWN { 160 } else { 144 };
     let mut header = [_mm256_setzero_ps(); 2];
     let mut tile = group.as_ptr();
     for block in 0..blocks {
@@ -258,38 +283,54 @@ unsafe fn nibbles<const FIFTH: bool, const MINIMA: u8>(group: &[u8], blocks: usi
                 header = [0, 16].map(|at| halves(tile.add(at)));
                 tile = tile.add(32);
             }
-            let fifth = if FIFTH {
-                _mm256_loadu_si256(tile.add(128).cast())
-            } else {
-                _mm256_setzero_si256()
-            };
             for v in 0..4 {
                 let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(v));
-                let mut near = _mm256_and_si256(packed, mask);
-                let mut far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
-                if FIFTH {
-                    let near_bits = _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - v as i32));
-                    let far_bits = _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(v as i32));
-                    near = _mm256_or_si256(near, _mm256_and_si256(near_bits, bit));
-                    far = _mm256_or_si256(far, _mm256_and_si256(far_bits, bit));
-                }
+                let near = _mm256_and_si256(packed, mask);
+                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
                 for (bytes, pair) in [(near, 2 * v), (far, 2 * v + 8)] {
                     out.pair(pair, _mm256_shuffle_epi8(bytes, front));
                     out.pair(pair + 1, _mm256_shuffle_epi8(bytes, back));
                 }
             }
-            let at = tile.add(scales_at);
-            let (scales, minima) = match MINIMA {
-                SHARED => {
-                    let minima = _mm256_mul_ps(header[1], unsigned_bytes(at.add(8)));
-                    (
-                        _mm256_mul_ps(header[0], unsigned_bytes(at)),
-                        _mm256_xor_ps(minima, _mm256_set1_ps(-0.0)),
-                    )
-                }
-                OWN => (halves(at), halves(at.add(16))),
-                _ => (halves(at), _mm256_mul_ps(halves(at), middle)),
-            };
+            let [scales, minima] = scales_and_minima::<MINIMA>(tile.add(128), header, -8.0);
+            out.numbers(scales, scales, minima);
+            tile = tile.add(tile_bytes);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn five_bits<const MINIMA: u8>(group: &[u8], blocks: usize, out: *mut f32) {
+    let (mask, bit) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
+    let tile_bytes = if MINIMA == OWN { 192 } else { 176 };
+    let mut header = [_mm256_setzero_ps(); 2];
+    let mut tile = group.as_ptr();
+    for block in 0..blocks {
+        // SAFETY: the caller's, for each pointer.
+        unsafe {
+            let out = Out(out.add(block * SPREAD));
+            if MINIMA == SHARED && block % SHARE == 0 {
+                header = [0, 16].map(|at| halves(tile.add(at)));
+                tile = tile.add(32);
+            }
+            let fifth = _mm256_loadu_si256(tile.add(128).cast());
+            for p in 0..4 {
+                let packed = _mm256_loadu_si256(tile.cast::<__m256i>().add(p));
+                // Bits p and 4 + p of each byte to the fifth place; what crosses bytes is masked out.
+                let near_bits = _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - p as i32));
+                let near = _mm256_and_si256(packed, mask);
+                out.bytes(
+                    2 * p,
+                    _mm256_or_si256(near, _mm256_and_si256(near_bits, bit)),
+                );
+                let far_bits = _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(p as i32));
+                let far = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+                out.bytes(
+                    2 * p + 8,
+                    _mm256_or_si256(far, _mm256_and_si256(far_bits, bit)),
+                );
+            }
+            let [scales, minima] = scales_and_minima::<MINIMA>(tile.add(160), header, -16.0);
             out.numbers(scales, scales, minima);
             tile = tile.add(tile_bytes);
         }

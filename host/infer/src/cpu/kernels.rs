@@ -168,23 +168,26 @@ pub(crate) fn group_products(
     mut write: impl FnMut(usize, [f32; LANES]),
 ) {
     match level {
-        Level::Scalar => scalar::group_products(tiles, group, x, rows, write),
+        Level::Scalar => scalar::group_products(tiles, group, x, 0..rows, write),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
             if panels.rows() > 0 {
                 // SAFETY: the level was detected.
                 unsafe { avx2_panels::group_products(tiles, group, panels, scratch, &mut write) }
             }
-            // Up to four rows at a time share the unpacked weights; more do not fit into the registers.
+            // As many rows as their sums fit into the registers share the unpacked weights.
+            let most = tiles.rows_at_once();
             let mut row = panels.rows();
             while row < rows {
                 // SAFETY: the level was detected.
                 row += unsafe {
-                    match rows - row {
+                    match (rows - row).min(most) {
                         1 => avx2::group_products::<1>(tiles, group, x, row, &mut write),
                         2 => avx2::group_products::<2>(tiles, group, x, row, &mut write),
                         3 => avx2::group_products::<3>(tiles, group, x, row, &mut write),
-                        _ => avx2::group_products::<4>(tiles, group, x, row, &mut write),
+                        4 => avx2::group_products::<4>(tiles, group, x, row, &mut write),
+                        5 => avx2::group_products::<5>(tiles, group, x, row, &mut write),
+                        _ => avx2::group_products::<6>(tiles, group, x, row, &mut write),
                     }
                 };
             }
@@ -381,7 +384,7 @@ mod tests {
                         let one = rounded(Level::Avx2, &x[row * 512..(row + 1) * 512], 1);
                         group_products(Level::Avx2, &tiles, group, (&one, &none), 1, &mut scratch, |_, products| assert_eq!(products, all[row]));
                         let mut wanted = [0f32; 8];
-                    scalar::group_products(&tiles, group, &plain, 19, |other, products| {
+                    scalar::group_products(&tiles, group, &plain, 0..19, |other, products| {
                         if other == row {
                             wanted = products;
                         }

@@ -7,20 +7,20 @@ use super::kernels::{CacheElement, HeadCache};
 use super::tiles::{BLOCK, LANES, Rounded, Tiles};
 use crate::ops::PAGE_TOKENS;
 
-/// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
+/// The products of a group's 8 rows with the rows `rows` of activations, given to `write(row, products)`.
 pub(super) fn group_products(
     tiles: &Tiles,
     group: usize,
     x: &Rounded,
-    rows: usize,
+    rows: Range<usize>,
     mut write: impl FnMut(usize, [f32; LANES]),
 ) {
     let (columns, blocks) = (tiles.columns, tiles.columns / BLOCK);
-    let mut sums = vec![[0f32; LANES]; rows];
+    let mut sums = vec![[0f32; LANES]; rows.len()];
     for (block, tile) in tiles.tiles(group).enumerate() {
         for lane in 0..LANES {
             let (q, scales, minimum) = tile.lane(lane);
-            for (row, sums) in sums.iter_mut().enumerate() {
+            for (row, sums) in rows.clone().zip(&mut sums) {
                 let words = &x.word[row * columns + block * BLOCK..][..BLOCK];
                 let (scale, sum) = (x.scale[row * blocks + block], x.sum[row * blocks + block]);
                 let halves = q.chunks_exact(16).zip(words.chunks_exact(16)).zip(scales);
@@ -33,9 +33,7 @@ pub(super) fn group_products(
             }
         }
     }
-    sums.into_iter()
-        .enumerate()
-        .for_each(|(row, sums)| write(row, sums));
+    rows.zip(sums).for_each(|(row, sums)| write(row, sums));
 }
 
 /// The dot product of two vectors of f32.

@@ -7,10 +7,11 @@
 //! | type | tile | bytes |
 //! |---|---|---|
 //! | Q4_0, Q4_1 | 4 vectors of 32 B: vector v, byte 4r+j holds columns 4v+j (low nibble) and 16+4v+j (high) of row r; then 8 scales, and for Q4_1 8 minima, f16 | 144, 160 |
-//! | Q5_0, Q5_1 | as Q4_0 and Q4_1, with the fifth bits after the nibbles: of byte 4r+j, bit v is that of column 4v+j, bit 4+v that of column 16+4v+j | 176, 192 |
-//! | Q4_K, Q5_K | as Q4_0 and Q5_0, with 8 integer scales and 8 integer minima | 144, 176 |
+//! | Q4_K | as Q4_0, with 8 integer scales and 8 integer minima | 144 |
 //! | Q8_0 | 16 vectors of 16 B: vector v, byte 2r+j holds column 2v+j of row r; then 8 scales, f16 | 272 |
 //! | IQ4_NL | 8 vectors of 16 B: vector v, byte 2r+j holds columns 2v+j (low nibble) and 16+2v+j (high); then 8 scales, f16 | 144 |
+//! | Q5_0, Q5_1 | the low nibbles as in IQ4_NL; 2 vectors of 16 B with the fifth bits: vector w, byte 2r+j, bit b holds that of column 4b+2w+j, bit 4+b that of column 16+4b+2w+j; then scales and minima as in Q4_0 and Q4_1 | 176, 192 |
+//! | Q5_K | as Q5_0, with scales and minima as in Q4_K | 176 |
 //! | Q6_K | the low nibbles as in IQ4_NL; 4 vectors of 16 B with the upper bits: vector w, byte 2r+j holds those of columns 2w+j, 16+2w+j, 8+2w+j, 24+2w+j, lowest first; then 8 integer scales for the first 16 columns and 8 for the others | 208 |
 //!
 //! Before every 8 tiles of a K type stand the f16 scales of the 8 rows, and in Q4_K and Q5_K those of the minima. So a
@@ -18,7 +19,7 @@
 //! 5.5), whose 6-bit scales get a byte each. Q3_K is kept as Q6_K (6.56 instead of 3.44 bits). Q2_K has no tiles.
 //!
 //! Activations are rounded to 14 bits and a sign, with one f32 scale for each 32 columns: q = 128 hi + lo. The 4-bit
-//! and 5-bit kernels multiply the two bytes apart, because AVX2 multiplies unsigned by signed bytes at twice the speed
+//! kernels (but for IQ4_NL's, whose weights are signed) multiply the two bytes apart, because AVX2 multiplies unsigned by signed bytes at twice the speed
 //! of words. With `hi` alone (as other engines do) the rounding moves logits by up to 0.3; with both by less
 //! than 0.01, and reading the weights still takes longer than the arithmetic when one token is decoded.
 
@@ -95,6 +96,14 @@ fn share(kind: TensorType) -> (usize, usize) {
 }
 
 impl Tiles {
+    /// Rows of activations whose products are best formed together.
+    pub(crate) fn rows_at_once(&self) -> usize {
+        match self.kind {
+            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4K => 4,
+            _ => 6,
+        }
+    }
+
     /// Whether this type has tiles.
     pub(crate) fn has(kind: TensorType) -> bool {
         tiled_as(kind).is_some()
@@ -194,25 +203,22 @@ impl Tile<'_> {
             let nibble = |byte: u8| byte >> (column / 16 * 4) & 15;
             *q = match kind {
                 TensorType::Q8_0 => i16::from(tile[column / 2 * 16 + 2 * lane + column % 2] as i8),
-                TensorType::Iq4Nl => {
-                    let index = nibble(tile[near / 2 * 16 + 2 * lane + near % 2]);
-                    i16::from(IQ4_NL[usize::from(index)])
-                }
-                TensorType::Q6K => {
-                    let low = nibble(tile[near / 2 * 16 + 2 * lane + near % 2]);
-                    let (at, shift) = sixth_bits_at(column, lane);
-                    i16::from(low | (tile[at] >> shift & 3) << 4) - 32
+                TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4K => {
+                    i16::from(nibble(tile[near / 4 * 32 + 4 * lane + near % 4]))
                 }
                 _ => {
-                    let low = nibble(tile[near / 4 * 32 + 4 * lane + near % 4]);
-                    let fifth = match kind {
-                        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5K => {
-                            let (at, shift) = fifth_bit_at(column, lane);
-                            (tile[at] >> shift & 1) << 4
+                    let low = nibble(tile[near / 2 * 16 + 2 * lane + near % 2]);
+                    match kind {
+                        TensorType::Iq4Nl => i16::from(IQ4_NL[usize::from(low)]),
+                        TensorType::Q6K => {
+                            let (at, shift) = sixth_bits_at(column, lane);
+                            i16::from(low | (tile[at] >> shift & 3) << 4) - 32
                         }
-                        _ => 0,
-                    };
-                    i16::from(low | fifth)
+                        _ => {
+                            let (at, shift) = fifth_bit_at(column, lane);
+                            i16::from(low | (tile[at] >> shift & 1) << 4)
+                        }
+                    }
                 }
             };
         }
@@ -236,10 +242,13 @@ impl Tile<'_> {
     }
 }
 
-/// The byte of a tile, and the place in it, of a column's fifth bit.
+/// The byte of a 5-bit tile, and the place in it, of a column's fifth bit.
 fn fifth_bit_at(column: usize, lane: usize) -> (usize, usize) {
-    let near = column % 16;
-    (128 + 4 * lane + near % 4, near / 4 + column / 16 * 4)
+    let vector = column % 16 / 2;
+    (
+        128 + vector % 2 * 16 + 2 * lane + column % 2,
+        vector / 2 + column / 16 * 4,
+    )
 }
 
 /// The byte of a Q6_K tile, and the place in it, of a column's upper two bits.
@@ -285,21 +294,18 @@ fn pack_tile(
         let (near, shift) = (column % 16, column / 16 * 4);
         match kind {
             TensorType::Q8_0 => tile[column / 2 * 16 + 2 * lane + column % 2] = q as u8,
-            TensorType::Iq4Nl => {
-                tile[near / 2 * 16 + 2 * lane + near % 2] |= (q as u8) << shift;
-            }
-            TensorType::Q6K => {
-                let q = (q + 32) as u8;
-                tile[near / 2 * 16 + 2 * lane + near % 2] |= (q & 15) << shift;
-                let (at, shift) = sixth_bits_at(column, lane);
-                tile[at] |= q >> 4 << shift;
+            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4K => {
+                tile[near / 4 * 32 + 4 * lane + near % 4] |= (q as u8) << shift;
             }
             _ => {
-                tile[near / 4 * 32 + 4 * lane + near % 4] |= (q as u8 & 15) << shift;
-                if q > 15 {
-                    let (at, shift) = fifth_bit_at(column, lane);
-                    tile[at] |= 1 << shift;
-                }
+                let q = if kind == TensorType::Q6K { q + 32 } else { q } as u8;
+                tile[near / 2 * 16 + 2 * lane + near % 2] |= (q & 15) << shift;
+                let (at, shift) = match kind {
+                    TensorType::Iq4Nl => continue,
+                    TensorType::Q6K => sixth_bits_at(column, lane),
+                    _ => fifth_bit_at(column, lane),
+                };
+                tile[at] |= q >> 4 << shift;
             }
         }
     }
