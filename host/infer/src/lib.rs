@@ -6,7 +6,7 @@
 //!
 //! Read it in the order of a token's way: `gguf` (the file) -> `tokenizer` and `chat` (text to tokens) ->
 //! `engine` and `scheduler` (who is computed next) -> `config` and `llama` (the graph) -> `ops` (the operations that the
-//! graph needs) -> `cpu` (those operations on a processor) -> `sampling` (logits to a token) -> `output`
+//! graph needs) -> `cpu` (those operations on a processor) -> `grammar` (which tokens may come) and `sampling` (logits to a token) -> `output`
 //! (tokens to text that may leave).
 
 mod chat;
@@ -15,6 +15,9 @@ mod cpu;
 mod engine;
 mod error;
 mod gguf;
+mod grammar;
+#[cfg(test)]
+mod grammar_tests;
 mod llama;
 mod memory;
 mod model;
@@ -31,11 +34,14 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod tools;
 
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};
+pub use grammar::Grammar;
 pub use model::{Model, ModelInfo, ModelOptions, Precision};
 pub use request::{
     ChatMessage, Event, Finish, FinishReason, GenerateRequest, Priority, Prompt, Sampling, Token,
     TokenScore, TopToken, Usage,
 };
+pub use tools::{CALL_BEGINS, CALL_ENDS, Tool, ToolCall};

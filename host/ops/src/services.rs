@@ -280,7 +280,7 @@ impl Services for HostServices {
     ) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {
         let model = self.local(model);
         async move {
-            let scores = model?.score(text).await.map_err(failed)?;
+            let scores = model?.score(text, 0).await.map_err(failed)?;
             Ok(scores
                 .into_iter()
                 .filter_map(|score| score.logprob.map(f64::from))

@@ -126,7 +126,7 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
     let Some(upstream) = &model.upstream else {
         return;
     };
-    let local = ["threads", "max-sequences", "queue", "kv-cache"];
+    let local = ["threads", "max-sequences", "queue", "kv-cache", "sampling"];
     for key in local
         .into_iter()
         .filter(|key| document.has(&["models", name, key]))
