@@ -14,7 +14,8 @@ use crate::sampling::Sampler;
 use crate::scheduler::{EXTRA_OUTPUTS, Scheduler};
 use crate::sequence::{Generating, Goal, Sequence, text_of};
 use crate::{
-    ChatMessage, Error, Event, GenerateRequest, Grammar, Model, Priority, Prompt, Result, TokenScore,
+    ChatMessage, Error, Event, GenerateRequest, Grammar, Model, Priority, Prompt, Result,
+    TokenScore,
 };
 
 /// Most strings of `stop` and of `ban`, and most bytes of each.

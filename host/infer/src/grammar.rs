@@ -197,7 +197,7 @@ fn factory(tokenizer: &Tokenizer) -> std::result::Result<ParserFactory, String> 
                 .map_err(|error| first_line(&error.to_string()))?;
         factory.quiet();
         let limits = factory.limits_mut();
-        limits.max_lexer_states = 50_000;
+        limits.max_lexer_states = 20_000;
         limits.initial_lexer_fuel = 500_000;
         limits.max_grammar_size = 200_000;
         limits.verbose_errors = false;
@@ -258,7 +258,9 @@ fn build(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matching> 
             Some(error) => Err(error),
             // A grammar that nothing begins is one that no answer follows.
             None => match matcher.compute_mask_or_eos() {
-                Ok(mask) if mask.is_zero() => Err("Unsatisfiable schema: nothing may begin it".into()),
+                Ok(mask) if mask.is_zero() => {
+                    Err("Unsatisfiable schema: nothing may begin it".into())
+                }
                 Ok(_) => Ok(matcher),
                 Err(error) => Err(error.to_string()),
             },
@@ -304,8 +306,7 @@ fn prepared(schema: &Value) -> Result<Value> {
         Value::Object(fields) => fields.clone(),
         _ => return Err(Error::Grammar("a schema is an object or a boolean".into())),
     };
-    root.values().try_for_each(check_keywords)?;
-    check_members(&root)?;
+    check_keywords(schema)?;
     root.insert(
         "x-guidance".into(),
         json!({"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES}),
@@ -318,10 +319,34 @@ fn check_keywords(schema: &Value) -> Result<()> {
     match schema {
         Value::Object(fields) => {
             check_members(fields)?;
+            for name in ["const", "enum"] {
+                if fields.get(name).is_some_and(needs_unicode_escape) {
+                    return Err(Error::Grammar(format!(
+                        "the keyword `{name}` is not supported with control characters that only `\\u` can write"
+                    )));
+                }
+            }
             fields.values().try_for_each(check_keywords)
         }
         Value::Array(items) => items.iter().try_for_each(check_keywords),
         _ => Ok(()),
+    }
+}
+
+/// Whether a value holds a character that none of [`ESCAPES`] writes.
+fn needs_unicode_escape(value: &Value) -> bool {
+    let in_text = |text: &str| {
+        let written =
+            |c: char| !c.is_control() || matches!(c, '\n' | '\t' | '\r' | '\u{8}' | '\u{c}');
+        !text.chars().all(written)
+    };
+    match value {
+        Value::String(text) => in_text(text),
+        Value::Array(items) => items.iter().any(needs_unicode_escape),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, field)| in_text(name) || needs_unicode_escape(field)),
+        _ => false,
     }
 }
 
@@ -357,9 +382,9 @@ fn of_tools(
         (false, Some(schema)) => {
             format!("start: answer | {begins} body{more}\nanswer: %json {schema}\n")
         }
-        (false, None) => format!(
-            "start: TEXT | head body{more}\nhead[lazy]: TEXT {begins}\nTEXT: /(.|\\n)*/\n"
-        ),
+        (false, None) => {
+            format!("start: TEXT | head body{more}\nhead[lazy]: TEXT {begins}\nTEXT: /(.|\\n)*/\n")
+        }
     };
     if parallel {
         out += &format!("more: {} body\n", quoted(&format!("\n{CALL_BEGINS}")));
@@ -369,7 +394,10 @@ fn of_tools(
     for ((name, tool), schema) in names.iter().zip(tools).zip(schemas) {
         out += &format!(
             "{name}: {} {name}_arguments {}\n{name}_arguments: %json {schema}\n",
-            quoted(&format!("\n{{\"name\": {}, \"arguments\": ", quoted(&tool.name))),
+            quoted(&format!(
+                "\n{{\"name\": {}, \"arguments\": ",
+                quoted(&tool.name)
+            )),
             quoted(&format!("}}\n{CALL_ENDS}")),
         );
     }
@@ -384,7 +412,8 @@ fn refusal(message: &str) -> String {
         return format!("the schema's keywords {keys} are not supported here");
     }
     if line.contains("oneOf constraints") {
-        return "the keyword `oneOf` is not supported where its options can overlap; use `anyOf`".into();
+        return "the keyword `oneOf` is not supported where its options can overlap; use `anyOf`"
+            .into();
     }
     if line.contains("min/maxProperties") {
         return "the keywords `minProperties` and `maxProperties` are supported only where all `properties` are \

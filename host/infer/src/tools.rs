@@ -105,8 +105,9 @@ pub(crate) fn spaced(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("[{}]", list(&mut items.iter().map(spaced))),
         Value::Object(fields) => {
-            let field =
-                |(name, value): (&String, &Value)| format!("{}: {}", Value::from(&**name), spaced(value));
+            let field = |(name, value): (&String, &Value)| {
+                format!("{}: {}", Value::from(&**name), spaced(value))
+            };
             format!("{{{}}}", list(&mut fields.iter().map(field)))
         }
         other => other.to_string(),
@@ -188,7 +189,10 @@ mod tests {
         let plain = plain(&messages, &[tool]);
         let roles: Vec<&str> = plain.iter().map(|m| m.role.as_str()).collect();
         assert_eq!(roles, ["system", "user", "assistant", "user"]);
-        assert!(plain[0].content.contains("\"name\":\"clock\"") && plain[0].content.ends_with("Be brief."));
+        assert!(
+            plain[0].content.contains("\"name\":\"clock\"")
+                && plain[0].content.ends_with("Be brief.")
+        );
         assert!(!plain[0].content.contains("strict"));
         assert_eq!(
             plain[2].content,

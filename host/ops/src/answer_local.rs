@@ -14,7 +14,8 @@ use crate::{
     model::LanguageModel,
     outlet::{Out, Outlet},
     response::{
-        Choice, Completion, Delta, Event, FinishReason, TokenLogprob, ToolCall, ToolCallStart, Usage,
+        Choice, Completion, Delta, Event, FinishReason, TokenLogprob, ToolCall, ToolCallStart,
+        Usage,
     },
     tokens::TokenHold,
     trace::Finish,
@@ -520,7 +521,9 @@ fn text_of(out: &Out) -> String {
 }
 
 fn tops(tops: Vec<infer::TopToken>) -> Vec<(String, f32)> {
-    tops.into_iter().map(|top| (top.text, top.logprob)).collect()
+    tops.into_iter()
+        .map(|top| (top.text, top.logprob))
+        .collect()
 }
 
 impl Drop for LocalAnswer {

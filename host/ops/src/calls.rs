@@ -155,7 +155,9 @@ impl CallReader {
 fn beginning(text: &str, word: &str) -> usize {
     (1..word.len().min(text.len() + 1))
         .rev()
-        .find(|len| text.is_char_boundary(text.len() - len) && word.starts_with(&text[text.len() - len..]))
+        .find(|len| {
+            text.is_char_boundary(text.len() - len) && word.starts_with(&text[text.len() - len..])
+        })
         .unwrap_or(0)
 }
 
@@ -169,7 +171,9 @@ mod tests {
     /// Text, then each call as `name(arguments)`.
     fn read(pieces: &[&str]) -> String {
         let (mut reader, mut parts) = (CallReader::default(), Vec::new());
-        pieces.iter().for_each(|piece| reader.push(piece, &mut parts));
+        pieces
+            .iter()
+            .for_each(|piece| reader.push(piece, &mut parts));
         reader.finish(&mut parts);
         let shown = parts.into_iter().map(|part| match part {
             Part::Text { text, .. } => text,

@@ -63,7 +63,10 @@ async fn embed(model: Arc<dyn LanguageModel>, request: &Request) -> Result<Embed
     let (vectors, tokens) = if request.segments.is_empty() {
         let texts = token_texts(request)?;
         let tokens: usize = texts.iter().map(Vec::len).sum();
-        (model.embed_tokens(texts).await.map_err(failed)?, tokens as u32)
+        (
+            model.embed_tokens(texts).await.map_err(failed)?,
+            tokens as u32,
+        )
     } else {
         let texts: Vec<String> = request
             .segments
@@ -77,7 +80,10 @@ async fn embed(model: Arc<dyn LanguageModel>, request: &Request) -> Result<Embed
         }
         check_count(texts.len())?;
         if texts.iter().any(String::is_empty) {
-            return Err(ApiError::invalid("`input` holds an empty text", Some("input")));
+            return Err(ApiError::invalid(
+                "`input` holds an empty text",
+                Some("input"),
+            ));
         }
         model.embed(texts).await.map_err(failed)?
     };
@@ -119,7 +125,10 @@ fn token_texts(request: &Request) -> Result<Vec<Vec<u32>>, ApiError> {
     let texts: Vec<Vec<u32>> = if items.iter().all(Value::is_number) {
         vec![request.value("input")?.unwrap_or_default()]
     } else {
-        request.value("input").map_err(|_| mixed())?.unwrap_or_default()
+        request
+            .value("input")
+            .map_err(|_| mixed())?
+            .unwrap_or_default()
     };
     check_count(texts.len())?;
     if texts.iter().any(Vec::is_empty) {

@@ -247,7 +247,10 @@ mod tests {
         let pieces: Vec<String> = json.chars().map(String::from).collect();
         let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
         let (_, seen) = again(&pieces);
-        assert_eq!(seen, ["a@b", "\u{1f600}\n\"x\"", "-4111.5e3", "c", "\u{fffd}z"]);
+        assert_eq!(
+            seen,
+            ["a@b", "\u{1f600}\n\"x\"", "-4111.5e3", "c", "\u{fffd}z"]
+        );
     }
 
     #[test]
@@ -267,8 +270,10 @@ mod tests {
         leaf.prop_recursive(3, 24, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::vec((any::<String>(), inner), 0..4)
-                    .prop_map(|fields| fields.into_iter().collect::<serde_json::Map<_, _>>().into()),
+                prop::collection::vec((any::<String>(), inner), 0..4).prop_map(|fields| fields
+                    .into_iter()
+                    .collect::<serde_json::Map<_, _>>()
+                    .into()),
             ]
         })
     }

@@ -43,8 +43,10 @@ mod stage;
 #[cfg(test)]
 mod testing;
 mod text;
-mod told;
 mod tokens;
+mod told;
+#[cfg(test)]
+mod tools_tests;
 pub mod trace;
 mod traces;
 mod upstream;

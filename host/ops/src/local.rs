@@ -269,7 +269,13 @@ fn sampling(request: &Request, defaults: &SamplingConfig) -> Result<Sampling, Ap
         .collect::<Result<_, _>>()?;
     let or = |default: Option<f32>, plain: f32| default.unwrap_or(plain);
     Ok(Sampling {
-        temperature: number(request, "temperature", 0.0, 2.0, or(defaults.temperature, 1.0))?,
+        temperature: number(
+            request,
+            "temperature",
+            0.0,
+            2.0,
+            or(defaults.temperature, 1.0),
+        )?,
         top_k: request.value("top_k")?.or(defaults.top_k).unwrap_or(0),
         top_p: number(request, "top_p", 0.0, 1.0, or(defaults.top_p, 1.0))?,
         min_p: number(request, "min_p", 0.0, 1.0, or(defaults.min_p, 0.0))?,

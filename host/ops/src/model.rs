@@ -21,11 +21,7 @@ pub trait LanguageModel: Send + Sync + 'static {
     ) -> infer::Result<BoxStream<'static, infer::Event>>;
 
     /// How likely each token of a text is, with the `top` likeliest tokens at its place.
-    fn score(
-        &self,
-        text: String,
-        top: u8,
-    ) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>>;
+    fn score(&self, text: String, top: u8) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>>;
 
     /// One vector for each text, of length 1, and the tokens that were read.
     fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>>;

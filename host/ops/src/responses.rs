@@ -67,7 +67,12 @@ pub(crate) fn to_chat(body: &[u8]) -> Result<(Bytes, Echoed), ApiError> {
                 input_item(&format!("input[{index}]"), item, &mut messages)?;
             }
         }
-        Some(_) => return Err(wrong("`input` must be a text or an array of items", "input")),
+        Some(_) => {
+            return Err(wrong(
+                "`input` must be a text or an array of items",
+                "input",
+            ));
+        }
     }
     chat.insert("messages".into(), messages.into());
     for (name, value) in &body {
@@ -96,7 +101,12 @@ pub(crate) fn to_chat(body: &[u8]) -> Result<(Bytes, Echoed), ApiError> {
             "truncation" if value == "disabled" => {}
             "include" if value.as_array().is_some_and(Vec::is_empty) => {}
             "stream_options" => {}
-            "store" => return Err(unsupported("store", "answers are not kept to be fetched again")),
+            "store" => {
+                return Err(unsupported(
+                    "store",
+                    "answers are not kept to be fetched again",
+                ));
+            }
             "previous_response_id" => {
                 return Err(unsupported(name, "send the whole conversation in `input`"));
             }
@@ -137,11 +147,18 @@ fn echoed(body: &Map<String, Value>) -> Echoed {
 /// One item of the conversation.
 fn input_item(place: &str, item: &Value, messages: &mut Vec<Value>) -> Result<(), ApiError> {
     let text = |name: &str| {
-        item.get(name)
-            .and_then(Value::as_str)
-            .ok_or_else(|| wrong(format!("`{place}.{name}` must be a text"), &format!("{place}.{name}")))
+        item.get(name).and_then(Value::as_str).ok_or_else(|| {
+            wrong(
+                format!("`{place}.{name}` must be a text"),
+                &format!("{place}.{name}"),
+            )
+        })
     };
-    match item.get("type").and_then(Value::as_str).unwrap_or("message") {
+    match item
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or("message")
+    {
         "message" => {
             let role = text("role")?;
             let content = content(place, item.get("content"))?;
@@ -151,7 +168,9 @@ fn input_item(place: &str, item: &Value, messages: &mut Vec<Value>) -> Result<()
             let call = json!({"id": text("call_id")?, "type": "function",
                 "function": {"name": text("name")?, "arguments": text("arguments")?}});
             // Calls that were made together are one message.
-            let last = messages.last_mut().filter(|last| last["role"] == "assistant");
+            let last = messages
+                .last_mut()
+                .filter(|last| last["role"] == "assistant");
             match last.and_then(Value::as_object_mut) {
                 Some(last) => match last.get_mut("tool_calls").and_then(Value::as_array_mut) {
                     Some(calls) => calls.push(call),
@@ -159,12 +178,14 @@ fn input_item(place: &str, item: &Value, messages: &mut Vec<Value>) -> Result<()
                         last.insert("tool_calls".into(), json!([call]));
                     }
                 },
-                None => messages.push(json!({"role": "assistant", "content": null, "tool_calls": [call]})),
+                None => messages
+                    .push(json!({"role": "assistant", "content": null, "tool_calls": [call]})),
             }
         }
         "function_call_output" => {
             let output = content(place, item.get("output"))?;
-            messages.push(json!({"role": "tool", "tool_call_id": text("call_id")?, "content": output}));
+            messages
+                .push(json!({"role": "tool", "tool_call_id": text("call_id")?, "content": output}));
         }
         other => {
             return Err(wrong(
@@ -196,7 +217,10 @@ fn content(place: &str, content: Option<&Value>) -> Result<Value, ApiError> {
             });
             parts.collect::<Result<Vec<_>, _>>().map(Value::from)
         }
-        _ => Err(wrong(format!("`{param}` must be a text or an array of parts"), &param)),
+        _ => Err(wrong(
+            format!("`{param}` must be a text or an array of parts"),
+            &param,
+        )),
     }
 }
 
@@ -208,14 +232,19 @@ fn tools(tools: &Value) -> Result<Value, ApiError> {
         let kind = tool.get("type").and_then(Value::as_str).unwrap_or_default();
         if kind != "function" {
             return Err(wrong(
-                format!("`tools[{index}]` has the type `{kind}`; only functions are supported here"),
+                format!(
+                    "`tools[{index}]` has the type `{kind}`; only functions are supported here"
+                ),
                 &format!("tools[{index}].type"),
             ));
         }
         let mut function = tool.as_object().cloned().unwrap_or_default();
         function.remove("type");
         // This API holds the arguments to their schema unless it is told not to.
-        let strict = function.get("strict").and_then(Value::as_bool).unwrap_or(true);
+        let strict = function
+            .get("strict")
+            .and_then(Value::as_bool)
+            .unwrap_or(true);
         function.insert("strict".into(), strict.into());
         Ok(json!({"type": "function", "function": function}))
     });
@@ -225,7 +254,9 @@ fn tools(tools: &Value) -> Result<Value, ApiError> {
 fn tool_choice(choice: &Value) -> Result<Value, ApiError> {
     match (choice, choice.get("type").and_then(Value::as_str)) {
         (Value::String(_), _) => Ok(choice.clone()),
-        (_, Some("function")) => Ok(json!({"type": "function", "function": {"name": choice.get("name")}})),
+        (_, Some("function")) => {
+            Ok(json!({"type": "function", "function": {"name": choice.get("name")}}))
+        }
         (_, kind) => Err(wrong(
             format!(
                 "`tool_choice` of the type `{}` is not supported here; name a function",
@@ -378,7 +409,12 @@ pub(crate) fn events(blocks: &[u8]) -> Vec<Event> {
                         logprobs: None,
                     }));
                 }
-                for (place, call) in message.tool_calls.unwrap_or_default().into_iter().enumerate() {
+                for (place, call) in message
+                    .tool_calls
+                    .unwrap_or_default()
+                    .into_iter()
+                    .enumerate()
+                {
                     let index = call.index.unwrap_or(place as u32);
                     let function = call.function.unwrap_or_default();
                     if let (Some(id), Some(name)) = (call.id, function.name) {
@@ -440,9 +476,17 @@ mod tests {
             "tool_choice": {"type": "function", "name": "weather"},
             "text": {"format": {"type": "json_schema", "name": "x", "schema": true}},
         }));
-        let roles: Vec<_> = found["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+        let roles: Vec<_> = found["messages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| m["role"].as_str().unwrap())
+            .collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool"]);
-        assert_eq!(found["messages"][2]["tool_calls"][1]["function"]["name"], "clock");
+        assert_eq!(
+            found["messages"][2]["tool_calls"][1]["function"]["name"],
+            "clock"
+        );
         assert_eq!(found["messages"][3]["tool_call_id"], "a");
         assert_eq!(found["max_completion_tokens"], 9);
         assert_eq!(found["stream_options"]["include_usage"], true);
@@ -460,11 +504,20 @@ mod tests {
             ("conversation", json!("c")),
             ("reasoning", json!({"effort": "low"})),
         ] {
-            assert_eq!(refused(json!({"model": "m", "input": "x", name: value})), name);
+            assert_eq!(
+                refused(json!({"model": "m", "input": "x", name: value})),
+                name
+            );
         }
         assert_eq!(refused(json!({"model": "m"})), "input");
-        assert_eq!(refused(json!({"input": "x", "tools": [{"type": "web_search"}]})), "tools[0].type");
-        assert_eq!(refused(json!({"input": [{"type": "item_reference"}]})), "input[0].type");
+        assert_eq!(
+            refused(json!({"input": "x", "tools": [{"type": "web_search"}]})),
+            "tools[0].type"
+        );
+        assert_eq!(
+            refused(json!({"input": [{"type": "item_reference"}]})),
+            "input[0].type"
+        );
     }
 
     #[test]
@@ -485,7 +538,13 @@ mod tests {
         assert!(matches!(&found[0], Event::Delta(delta) if delta.text == "Hi"));
         assert!(matches!(&found[1], Event::ToolCall(start) if start.name == "f"));
         assert!(matches!(&found[2], Event::ToolArguments { text, .. } if text == "{}"));
-        assert!(matches!(&found[3], Event::Finished { reason: FinishReason::ToolCalls, .. }));
+        assert!(matches!(
+            &found[3],
+            Event::Finished {
+                reason: FinishReason::ToolCalls,
+                ..
+            }
+        ));
         assert!(matches!(&found[4], Event::Usage(usage) if usage.completion_tokens == 4));
         assert_eq!(found.len(), 5);
     }

@@ -14,10 +14,20 @@ use crate::{
 /// Where a segment stands in the body. Written as a JSON Pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SegmentPath {
-    Content { message: usize },
-    Part { message: usize, part: usize },
-    Refusal { message: usize },
-    ToolArguments { message: usize, call: usize },
+    Content {
+        message: usize,
+    },
+    Part {
+        message: usize,
+        part: usize,
+    },
+    Refusal {
+        message: usize,
+    },
+    ToolArguments {
+        message: usize,
+        call: usize,
+    },
     /// The text of `prompt` or `input`.
     Prompt(&'static str),
     /// One of several.
@@ -68,7 +78,10 @@ pub(crate) fn from_json<'a, T: Deserialize<'a>>(json: &'a str, name: &str) -> Re
 }
 
 /// A raw field's value as a type.
-pub(crate) fn typed<'a, T: Deserialize<'a>>(value: &'a RawValue, name: &str) -> Result<T, ApiError> {
+pub(crate) fn typed<'a, T: Deserialize<'a>>(
+    value: &'a RawValue,
+    name: &str,
+) -> Result<T, ApiError> {
     from_json(value.get(), name)
 }
 
@@ -224,7 +237,11 @@ impl<'a> SegmentReader<'a> {
     }
 
     /// The texts of `prompt` or `input`: one, several, or token ids.
-    pub(crate) fn prompt(&mut self, field: &'static str, prompt: &'a RawValue) -> Result<(), ApiError> {
+    pub(crate) fn prompt(
+        &mut self,
+        field: &'static str,
+        prompt: &'a RawValue,
+    ) -> Result<(), ApiError> {
         let role: Arc<str> = role_name("user");
         if splice::is_string(prompt) {
             return self.add(SegmentPath::Prompt(field), &role, prompt);

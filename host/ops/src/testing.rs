@@ -105,11 +105,7 @@ impl LanguageModel for Scripted {
     }
 
     /// Each word is a token.
-    fn score(
-        &self,
-        text: String,
-        top: u8,
-    ) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>> {
+    fn score(&self, text: String, top: u8) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>> {
         let scores = text.split_inclusive(' ').enumerate().map(|(at, word)| {
             let alternative = infer::TopToken {
                 id: 0,

@@ -88,7 +88,9 @@ impl Told {
                 let Some(name) = name else {
                     let kind = named.kind;
                     return Err(wrong(
-                        format!("`tool_choice` of the type `{kind}` is not supported; name a function"),
+                        format!(
+                            "`tool_choice` of the type `{kind}` is not supported; name a function"
+                        ),
                         "tool_choice",
                     ));
                 };
@@ -170,7 +172,10 @@ impl Told {
 fn tools(request: &Request) -> Result<Vec<Tool>, ApiError> {
     let raw: Vec<RawTool> = request.value("tools")?.unwrap_or_default();
     if raw.len() > MOST_TOOLS {
-        return Err(wrong(format!("at most {MOST_TOOLS} tools can be told of"), "tools"));
+        return Err(wrong(
+            format!("at most {MOST_TOOLS} tools can be told of"),
+            "tools",
+        ));
     }
     let mut tools: Vec<Tool> = Vec::with_capacity(raw.len());
     for (index, raw) in raw.into_iter().enumerate() {
@@ -178,7 +183,9 @@ fn tools(request: &Request) -> Result<Vec<Tool>, ApiError> {
         let Some(function) = raw.function.filter(|_| raw.kind == "function") else {
             let kind = raw.kind;
             return Err(wrong(
-                format!("`{place}` has the type `{kind}`; local models take the type `function`, with its `function`"),
+                format!(
+                    "`{place}` has the type `{kind}`; local models take the type `function`, with its `function`"
+                ),
                 &place,
             ));
         };
@@ -191,7 +198,10 @@ fn tools(request: &Request) -> Result<Vec<Tool>, ApiError> {
         }
         if tools.iter().any(|known| known.name == function.name) {
             return Err(wrong(
-                format!("`{place}.function.name` is `{}`, which is taken", function.name),
+                format!(
+                    "`{place}.function.name` is `{}`, which is taken",
+                    function.name
+                ),
                 &format!("{place}.function.name"),
             ));
         }
@@ -237,7 +247,10 @@ fn format(request: &Request) -> Result<Option<Value>, ApiError> {
         "json_object" => Ok(Some(json!({"type": "object"}))),
         "json_schema" => {
             let Some(schema) = format.json_schema else {
-                return Err(wrong("`response_format.json_schema` is missing", "response_format.json_schema"));
+                return Err(wrong(
+                    "`response_format.json_schema` is missing",
+                    "response_format.json_schema",
+                ));
             };
             if schema.name.is_empty() {
                 return Err(wrong(
@@ -245,10 +258,14 @@ fn format(request: &Request) -> Result<Option<Value>, ApiError> {
                     "response_format.json_schema.name",
                 ));
             }
-            Ok(Some(schema.schema.unwrap_or_else(|| json!({"type": "object"}))))
+            Ok(Some(
+                schema.schema.unwrap_or_else(|| json!({"type": "object"})),
+            ))
         }
         other => Err(wrong(
-            format!("`response_format.type` is `{other}`; it may be `text`, `json_object` or `json_schema`"),
+            format!(
+                "`response_format.type` is `{other}`; it may be `text`, `json_object` or `json_schema`"
+            ),
             "response_format.type",
         )),
     }

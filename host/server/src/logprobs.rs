@@ -68,12 +68,13 @@ fn legacy_logprobs(out: &mut BytesMut, tokens: &[TokenLogprob], offset: usize) {
         out.put_u8(b']');
     };
     list("{\"tokens\":", &mut |out, token| string(out, &token.text));
-    list(",\"token_logprobs\":", &mut |out, token| {
-        match token.logprob {
+    list(
+        ",\"token_logprobs\":",
+        &mut |out, token| match token.logprob {
             Some(logprob) => number(out, logprob),
             None => out.put_slice(b"null"),
-        }
-    });
+        },
+    );
     list(",\"top_logprobs\":", &mut |out, token| {
         if token.logprob.is_none() {
             out.put_slice(b"null");

@@ -93,7 +93,11 @@ fn choice(out: &mut BytesMut, endpoint: Endpoint, choice: &Choice) {
             }
             out.put_slice(b",\"refusal\":null");
             for (place, call) in choice.tool_calls.iter().enumerate() {
-                out.put_slice(if place > 0 { b"," } else { b",\"tool_calls\":[" });
+                out.put_slice(if place > 0 {
+                    b","
+                } else {
+                    b",\"tool_calls\":["
+                });
                 out.put_slice(b"{\"id\":");
                 string(out, &call.id);
                 out.put_slice(b",\"type\":\"function\",\"function\":{\"name\":");
@@ -140,8 +144,7 @@ impl StreamRenderer {
         prefix.put_slice(b",\"choices\":[");
         Self {
             endpoint: head.endpoint,
-            responses: (head.endpoint == Endpoint::Responses)
-                .then(|| ResponsesRenderer::new(head)),
+            responses: (head.endpoint == Endpoint::Responses).then(|| ResponsesRenderer::new(head)),
             prefix: prefix.freeze(),
             suffix: match head.include_usage {
                 true => b"}],\"usage\":null}\n\n",

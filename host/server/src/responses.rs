@@ -17,7 +17,10 @@ struct Frame {
 
 impl Frame {
     fn new(head: Head<'_>) -> Self {
-        let mut fields = head.echoed.map(|echoed| echoed.0.clone()).unwrap_or_default();
+        let mut fields = head
+            .echoed
+            .map(|echoed| echoed.0.clone())
+            .unwrap_or_default();
         let trace = head.trace.to_string();
         fields.insert("id".into(), format!("resp_{trace}").into());
         fields.insert("object".into(), "response".into());
@@ -91,7 +94,10 @@ pub(crate) fn whole(head: Head<'_>, answer: &Completion) -> Bytes {
             output.push(frame.call(index, status, &call.id, &call.name, &call.arguments));
         }
     }
-    frame.ended(finish, &output, answer.usage).to_string().into()
+    frame
+        .ended(finish, &output, answer.usage)
+        .to_string()
+        .into()
 }
 
 fn item_status(finish: FinishReason) -> &'static str {
@@ -158,7 +164,9 @@ impl ResponsesRenderer {
                 self.close("completed", &mut out);
                 let index = self.calls;
                 self.calls += 1;
-                let item = self.frame.call(index, "in_progress", &start.id, &start.name, "");
+                let item = self
+                    .frame
+                    .call(index, "in_progress", &start.id, &start.name, "");
                 let place = self.output.len();
                 self.say(
                     &mut out,
@@ -172,7 +180,9 @@ impl ResponsesRenderer {
                     arguments: String::new(),
                 });
             }
-            Event::ToolArguments { choice: 0, text, .. } => {
+            Event::ToolArguments {
+                choice: 0, text, ..
+            } => {
                 if let Some(Open::Call {
                     index, arguments, ..
                 }) = &mut self.open
@@ -284,7 +294,9 @@ impl ResponsesRenderer {
     fn fail(&mut self, error: &ApiError, out: &mut String) {
         self.failed = true;
         self.close("incomplete", out);
-        let mut response = self.frame.response("failed", &self.output, Some(self.usage));
+        let mut response = self
+            .frame
+            .response("failed", &self.output, Some(self.usage));
         let why = json!({"code": error.code, "message": error.message});
         response.insert("error".into(), why);
         self.say(out, "response.failed", json!({"response": response}));
@@ -326,12 +338,14 @@ mod tests {
             .map(|event| String::from_utf8(renderer.render(event).to_vec()).unwrap())
             .collect();
         let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
-        data.map(|json| serde_json::from_str(json).unwrap()).collect()
+        data.map(|json| serde_json::from_str(json).unwrap())
+            .collect()
     }
 
     fn names(events: &[Value]) -> Vec<&str> {
         let full = events.iter().map(|event| event["type"].as_str().unwrap());
-        full.map(|name| name.strip_prefix("response.").unwrap_or(name)).collect()
+        full.map(|name| name.strip_prefix("response.").unwrap_or(name))
+            .collect()
     }
 
     #[test]
@@ -393,12 +407,18 @@ mod tests {
                 "completed",
             ]
         );
-        let numbers: Vec<u64> = found.iter().map(|e| e["sequence_number"].as_u64().unwrap()).collect();
+        let numbers: Vec<u64> = found
+            .iter()
+            .map(|e| e["sequence_number"].as_u64().unwrap())
+            .collect();
         assert!(numbers.iter().copied().eq(0..found.len() as u64));
         let response = &found.last().unwrap()["response"];
         assert_eq!(response["output"][0]["content"][0]["text"], "Hey");
         assert_eq!(response["output"][1]["arguments"], "{}");
-        assert_eq!(response["usage"]["input_tokens_details"]["cached_tokens"], 1);
+        assert_eq!(
+            response["usage"]["input_tokens_details"]["cached_tokens"],
+            1
+        );
         assert_eq!(response["status"], "completed");
     }
 
