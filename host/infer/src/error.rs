@@ -33,6 +33,9 @@ pub enum Error {
     /// A field of the request is out of its range.
     #[error("invalid request: {0}")]
     Invalid(String),
+    /// The request's grammar can not be followed, or not by this core. What it says names the keyword.
+    #[error("{0}")]
+    Grammar(String),
     /// The prompt (and the answer text to continue) leaves no room for a token in the model's context.
     #[error(
         "the prompt has {tokens} tokens, but the model's context holds {limit}; shorten the prompt"

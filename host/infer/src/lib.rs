@@ -10,7 +10,7 @@
 //! `pace` and `prefix`)
 //! -> `network` (what runs a step) -> `keys` and `config` (a decoder's numbers), `weights` (its tensors) and `decoder`
 //! (its graph), or `encoder` (BERT's) -> `ops` (the operations that the graphs need) -> `cpu` (those operations on a
-//! processor; `quant` knows the tensor types) -> `sampling` (logits to a token) -> `output` (tokens to text that may
+//! processor; `quant` knows the tensor types) -> `grammar` (which tokens may come) and `sampling` (logits to a token) -> `output` (tokens to text that may
 //! leave).
 
 pub mod bench;
@@ -24,6 +24,9 @@ mod error;
 mod fairness;
 mod folder;
 mod gguf;
+mod grammar;
+#[cfg(test)]
+mod grammar_tests;
 mod json_encoding;
 mod keys;
 mod limits;
@@ -46,12 +49,15 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod tools;
 mod weights;
 
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};
+pub use grammar::Grammar;
 pub use model::{Model, ModelInfo, ModelKind, ModelOptions, Precision};
 pub use request::{
     ChatMessage, Event, Finish, FinishReason, GenerateRequest, Priority, Prompt, Sampling, Token,
     TokenScore, TopToken, Usage,
 };
+pub use tools::{CALL_BEGINS, CALL_ENDS, Tool, ToolCall};

@@ -214,6 +214,16 @@ impl Model {
             .encode(messages, add_generation_prompt, &self.tokenizer)
     }
 
+    /// Token ids of a conversation with tools ([`crate::Prompt::Tools`]).
+    pub(crate) fn encode_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[crate::Tool],
+    ) -> Result<Vec<u32>> {
+        self.template()?
+            .encode_tools(messages, tools, true, &self.tokenizer)
+    }
+
     /// The logits after each token of a sequence, `vocabulary()` for each: the model's answer to a given text
     /// (teacher forcing). `chunk` tokens are computed at once: 1 takes the way of decoding, more that of a prompt.
     pub fn logits(&self, tokens: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>> {

@@ -99,6 +99,8 @@ pub struct ModelConfig {
     pub queue: Option<u32>,
     /// Memory for the key-value cache. Local models only.
     pub kv_cache: Option<ByteSize>,
+    /// How it samples where a request does not say. Local models only.
+    pub sampling: SamplingConfig,
     /// When the model is read. Local models only.
     pub load: Load,
     /// A model that is loaded by use is unloaded when nobody used it for this long.
@@ -114,6 +116,29 @@ pub enum Load {
     Start,
     /// By the first request for it; it is unloaded to make room for another, or after `unload-after`.
     OnUse,
+}
+
+/// How a model samples where a request does not say.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct SamplingConfig {
+    /// 0 always takes the likeliest token; 1, the default, is the model's own distribution.
+    #[schemars(range(min = 0.0, max = 2.0))]
+    pub temperature: Option<f32>,
+    /// The likeliest tokens whose probabilities reach this sum stay; 1, the default, keeps all.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub top_p: Option<f32>,
+    /// This many of the likeliest tokens stay; 0, the default, keeps all.
+    pub top_k: Option<u32>,
+    /// Tokens of at least this share of the likeliest one's probability stay; 0, the default, keeps all.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_p: Option<f32>,
+    /// Above 1 what was said already becomes less likely; 1, the default, is off.
+    #[schemars(range(min = 0.01, max = 10.0))]
+    pub repetition_penalty: Option<f32>,
+    /// The most tokens of an answer.
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<u32>,
 }
 
 /// A remote endpoint that speaks the OpenAI API.

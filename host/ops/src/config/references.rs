@@ -164,6 +164,7 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
         "kv-cache",
         "load",
         "unload-after",
+        "sampling",
     ];
     for key in local
         .into_iter()
