@@ -245,6 +245,13 @@ impl Engine {
         let model = &self.handle.model;
         self.check_decoder()?;
         check(&request, model.vocabulary())?;
+        if let Some(adapter) = &request.adapter
+            && !model.has_adapter(adapter)
+        {
+            return Err(Error::Invalid(
+                "the adapter was loaded beside another model".into(),
+            ));
+        }
         let mut tokens = match request.prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) => self.text_tokens(&text)?,
@@ -282,8 +289,9 @@ impl Engine {
             tenant: request.tenant,
             namespace: Namespace {
                 salt: request.cache_salt,
-                adapter: 0,
+                adapter: u64::from(request.adapter.as_ref().map_or(0, |adapter| adapter.id())),
             },
+            adapter: request.adapter,
             deadline: request.deadline,
         };
         self.submit(goal, tokens, terms)?;

@@ -27,6 +27,9 @@ pub enum Error {
     /// The file is sound, but holds something that this version cannot run.
     #[error("unsupported model: {0}")]
     Unsupported(String),
+    /// An adapter's folder is not sound, or is for another base. What it says names the field or the tensor.
+    #[error("adapter: {0}")]
+    Adapter(String),
     /// The chat template failed on these messages.
     #[error("chat template: {0}")]
     Template(String),

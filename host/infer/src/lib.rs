@@ -13,6 +13,7 @@
 //! processor; `quant` knows the tensor types) -> `grammar` (which tokens may come) and `sampling` (logits to a token) -> `output` (tokens to text that may
 //! leave).
 
+mod adapter;
 pub mod bench;
 mod chat;
 mod config;
@@ -30,6 +31,7 @@ mod grammar_tests;
 mod json_encoding;
 mod keys;
 mod limits;
+mod low_rank;
 mod memory;
 mod model;
 mod network;
@@ -55,7 +57,7 @@ mod weights;
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};
 pub use grammar::Grammar;
-pub use model::{Model, ModelInfo, ModelKind, ModelOptions, Precision};
+pub use model::{Adapter, Model, ModelInfo, ModelKind, ModelOptions, Precision};
 pub use request::{
     ChatMessage, Event, Finish, FinishReason, GenerateRequest, Priority, Prompt, Sampling, Token,
     TokenScore, TopToken, Usage,

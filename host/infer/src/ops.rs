@@ -64,6 +64,8 @@ pub(crate) struct Row {
 pub(crate) struct Batch<'a> {
     pub(crate) rows: &'a [Row],
     pub(crate) tables: &'a [&'a [u32]],
+    /// The adapter of each table's sequence; 0 is the model itself. Empty: none has one.
+    pub(crate) adapters: &'a [u32],
 }
 
 /// What a step is to give for a row.
@@ -245,6 +247,14 @@ pub(crate) trait Executor: Send + 'static {
     fn gelu(&mut self, x: &mut Self::Buffer, rows: usize) -> Result<()>;
     /// out[i] = x[rows[i]].
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<()>;
+    /// out[rows[i]][at..] += x[i], over the width of `x`. The rows are all different.
+    fn scatter_add(
+        &mut self,
+        x: &Self::Buffer,
+        rows: &[usize],
+        out: &mut Self::Buffer,
+        at: usize,
+    ) -> Result<()>;
     /// Copies the first `rows` rows to the host.
     fn read(&mut self, x: &Self::Buffer, rows: usize, out: &mut Vec<f32>) -> Result<()>;
 }

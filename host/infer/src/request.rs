@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Adapter;
 use crate::grammar::Grammar;
 use crate::tools::{Tool, ToolCall};
 
@@ -133,6 +134,8 @@ pub struct GenerateRequest {
     /// What the answer must look like: only tokens that follow it are picked, and it ends only where it is
     /// complete, or at `max_tokens`. The continuation, where there is one, is a part of that answer.
     pub grammar: Option<Grammar>,
+    /// The adapter that it is computed with, of the same model; `None` is the model itself.
+    pub adapter: Option<Arc<Adapter>>,
     /// Its place in the queue.
     pub priority: Priority,
     /// Whose request it is. Tenants whose requests wait are served equally many tokens, and share the queue; the name
@@ -162,6 +165,7 @@ impl GenerateRequest {
             ban: Vec::new(),
             logprobs: None,
             grammar: None,
+            adapter: None,
             priority: Priority::Normal,
             tenant: Arc::default(),
             cache_salt: 0,

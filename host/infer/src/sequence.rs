@@ -12,7 +12,8 @@ use crate::output::{Found, Output as Text};
 use crate::prefix::{Namespace, Pages};
 use crate::sampling::{Distribution, Pick, Sampler, best};
 use crate::{
-    Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore, TopToken, Usage,
+    Adapter, Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore, TopToken,
+    Usage,
 };
 
 /// Rewinds that one generation may use to keep a banned string out.
@@ -89,6 +90,8 @@ pub(crate) struct Terms {
     pub(crate) priority: Priority,
     pub(crate) tenant: Arc<str>,
     pub(crate) namespace: Namespace,
+    /// Keeps the adapter loaded as long as the request.
+    pub(crate) adapter: Option<Arc<Adapter>>,
     pub(crate) deadline: Option<Instant>,
 }
 
@@ -99,12 +102,21 @@ impl Default for Terms {
             priority: Priority::Low,
             tenant: Arc::default(),
             namespace: Namespace::default(),
+            adapter: None,
             deadline: None,
         }
     }
 }
 
 impl Sequence {
+    /// The number of its adapter; 0 is the model itself.
+    pub(crate) fn adapter(&self) -> u32 {
+        self.terms
+            .adapter
+            .as_ref()
+            .map_or(0, |adapter| adapter.id())
+    }
+
     /// Whether whoever asked has gone.
     pub(crate) fn abandoned(&self) -> bool {
         match &self.goal {

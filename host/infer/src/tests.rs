@@ -1,5 +1,6 @@
 //! The crate as a whole, on a tiny model with random weights.
 
+mod adapters;
 mod serving;
 
 use std::sync::Arc;
