@@ -119,6 +119,10 @@ impl Matrix {
     }
 
     /// The products of a group with the rows `rows` of `x`, given to `write(row of x, first column, products)`.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a kernel's operands, for one caller"
+    )]
     pub(super) fn multiply<'a>(
         &self,
         level: Level,
