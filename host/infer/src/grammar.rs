@@ -429,7 +429,35 @@ fn refusal(message: &str) -> String {
     if let Some((_, draft)) = line.split_once("Unknown specification: ") {
         return format!("the `$schema` `{draft}` is not known");
     }
-    line
+    if line.contains("circular references") {
+        return "the keyword `$ref` is not supported where it leads back to itself and other keywords stand beside it"
+            .into();
+    }
+    const REFERENCE: [&str; 6] = [
+        "Resource '",
+        "Pointer '",
+        "Anchor '",
+        "Definition not",
+        "URI",
+        "pointer '",
+    ];
+    if REFERENCE.iter().any(|word| line.contains(word)) {
+        return format!("the keyword `$ref` leads to nothing that is here: {line}");
+    }
+    const PATTERN: [&str; 4] = ["egex", "attern", "lookaround", "look-around"];
+    if !line.contains('`') && PATTERN.iter().any(|word| line.contains(word)) {
+        return format!("the keyword `pattern` or `patternProperties`: {line}");
+    }
+    // The compiler puts names between plain quotes.
+    let mut parts = line.split('\'');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    while let (Some(name), rest) = (parts.next(), parts.next()) {
+        match rest {
+            Some(rest) => out += &format!("`{name}`{rest}"),
+            None => out += &format!("'{name}"),
+        }
+    }
+    out
 }
 
 /// The first line, at most 300 bytes of it.

@@ -426,3 +426,60 @@ fn a_refused_schema_and_a_continuation_that_does_not_fit_fail_at_once() {
     };
     assert!(matches!(engine.generate(request), Err(Error::Invalid(_))));
 }
+
+/// `MILLGATE_TEST_MODEL=… cargo test --release -p millgate-infer costs -- --ignored --nocapture`: medians, to be
+/// held against the time of a token.
+#[test]
+#[ignore = "prints what a grammar costs on the vocabulary of MILLGATE_TEST_MODEL"]
+fn costs_of_a_grammar_at_each_token() {
+    let path = std::env::var("MILLGATE_TEST_MODEL").unwrap();
+    let gguf = crate::gguf::Gguf::open(path.as_ref()).unwrap();
+    let tokenizer = Tokenizer::read(&gguf).unwrap();
+    let grammars = Grammars::default();
+    let facts = json!({"type": "object", "properties": {"facts": {"type": "array", "items": {"type": "string"}}, "count": {"type": "integer"}},
+        "required": ["facts", "count"], "additionalProperties": false});
+    let tools = Grammar::Tools {
+        tools: vec![weather()],
+        answer: None,
+        required: false,
+        parallel: true,
+    };
+    let json_text = r#"{"facts": ["Paris is the capital of France.", "It lies on the Seine; \"Lutetia\" was its name."], "count": 2}"#;
+    let plain_text = "Let me look it up for you.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\", \"days\": 3}}\n</tool_call>";
+    for (name, grammar, text) in [
+        ("a schema", Grammar::JsonSchema(facts), json_text),
+        ("tools", tools, plain_text),
+    ] {
+        let begun = std::time::Instant::now();
+        let mut matching = grammars.matching(&grammar, &tokenizer).unwrap();
+        let compiled = begun.elapsed();
+        let begun = std::time::Instant::now();
+        grammars.matching(&grammar, &tokenizer).unwrap();
+        let again = begun.elapsed();
+        let (mut allows, mut masks, mut takes) = (Vec::new(), Vec::new(), Vec::new());
+        for id in tokenizer.encode(text, false) {
+            let mut logits = vec![0.0; tokenizer.len()];
+            let begun = std::time::Instant::now();
+            assert!(matching.allows(id, false).unwrap());
+            allows.push(begun.elapsed());
+            let begun = std::time::Instant::now();
+            matching.mask(&mut logits).unwrap();
+            masks.push(begun.elapsed());
+            assert_eq!(logits[id as usize], 0.0);
+            let begun = std::time::Instant::now();
+            matching.take(id).unwrap();
+            takes.push(begun.elapsed());
+        }
+        assert!(matching.accepts().unwrap());
+        let median = |times: &mut Vec<std::time::Duration>| {
+            times.sort();
+            times[times.len() / 2]
+        };
+        eprintln!(
+            "{name}: compiled in {compiled:?}, then {again:?}; a token: allowed {:?}, mask {:?}, taken {:?}",
+            median(&mut allows),
+            median(&mut masks),
+            median(&mut takes)
+        );
+    }
+}
