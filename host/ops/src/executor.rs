@@ -93,7 +93,9 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
     let (trace, model, endpoint) = (flight.trace.id, request.model.clone(), request.endpoint);
     let (include_usage, echoed) = (request.include_usage, request.echoed.take());
     let created = flight.trace.at_ms / 1000;
-    let backend = flight.pipeline.arms.get(arm).map(|arm| arm.backend.clone());
+    let arm = flight.pipeline.arms.get(arm);
+    let backend = arm.map(|arm| arm.backend.clone());
+    let adapter = arm.and_then(|arm| arm.adapter.clone());
     let backend = match backend {
         Some(backend) => match backend.ready().await {
             Ok(ready) => Some(ready),
@@ -108,7 +110,10 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
         Some(Ready::Local(model)) => {
             let stream = request.stream;
             let asked = match LocalRequest::read(&request, &model.sampling()) {
-                Ok(asked) => asked,
+                Ok(mut asked) => {
+                    asked.generate.adapter = adapter.and_then(|name| model.adapter(&name));
+                    asked
+                }
                 Err(error) => return Err(flight.fail(Finish::Error, error).await),
             };
             let mut answer = LocalAnswer::new(flight, model, asked, include_usage);

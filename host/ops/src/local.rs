@@ -1,6 +1,7 @@
 //! The inference core behind [`LanguageModel`], and the OpenAI parameters that it understands.
 
 use std::{
+    collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
     sync::Arc,
@@ -31,6 +32,7 @@ use crate::{
 pub(crate) struct LocalModel {
     engine: Engine,
     sampling: SamplingConfig,
+    adapters: BTreeMap<String, Arc<infer::Adapter>>,
 }
 
 impl LocalModel {
@@ -50,14 +52,27 @@ impl LocalModel {
         if let Some(bytes) = config.kv_cache {
             options.kv_bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
         }
+        let mut adapters = BTreeMap::new();
+        for (name, folder) in &config.adapters {
+            let adapter = model.load_adapter(folder).map_err(|error| match error {
+                InferError::Adapter(why) => InferError::Adapter(format!("`{name}`: {why}")),
+                other => other,
+            })?;
+            adapters.insert(name.clone(), adapter);
+        }
         Ok(Self {
             engine: Engine::start(model, options)?,
             sampling: config.sampling.clone(),
+            adapters,
         })
     }
 }
 
 impl LanguageModel for LocalModel {
+    fn adapter(&self, name: &str) -> Option<Arc<infer::Adapter>> {
+        self.adapters.get(name).cloned()
+    }
+
     fn generate(
         &self,
         request: GenerateRequest,

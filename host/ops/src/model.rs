@@ -29,6 +29,11 @@ pub trait LanguageModel: Send + Sync + 'static {
     /// One vector for each text that is token ids already, of length 1.
     fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>>;
 
+    /// One of its adapters, by the name in the config.
+    fn adapter(&self, _name: &str) -> Option<Arc<infer::Adapter>> {
+        None
+    }
+
     /// How it samples where a request does not say.
     fn sampling(&self) -> SamplingConfig {
         SamplingConfig::default()

@@ -171,6 +171,7 @@ pub(crate) fn core_with(
         arms: vec![ReadyArm {
             name: "stable".into(),
             model: "m".into(),
+            adapter: None,
             backend,
         }],
         rollout: Arc::new(Rollout::open(&name, &pipeline, store).unwrap()),

@@ -101,6 +101,8 @@ pub struct ModelConfig {
     pub kv_cache: Option<ByteSize>,
     /// How it samples where a request does not say. Local models only.
     pub sampling: SamplingConfig,
+    /// LoRA adapters beside it, by name: folders in PEFT's format, relative to this file. Local models only.
+    pub adapters: BTreeMap<String, PathBuf>,
     /// When the model is read. Local models only.
     pub load: Load,
     /// A model that is loaded by use is unloaded when nobody used it for this long.
@@ -294,10 +296,24 @@ pub struct ArmConfig {
     pub name: String,
     /// A model of this config.
     pub model: String,
+    /// One of the model's adapters.
+    #[serde(default)]
+    pub adapter: Option<String>,
     /// The share of traffic that a candidate begins with, 0 to 1. The stable arm takes the rest.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub weight: Option<f64>,
+}
+
+impl ArmConfig {
+    /// The model with its adapter, as `base+support`.
+    #[must_use]
+    pub fn full_model(&self) -> String {
+        match &self.adapter {
+            None => self.model.clone(),
+            Some(adapter) => format!("{}+{adapter}", self.model),
+        }
+    }
 }
 
 /// The evaluation of live answers that come with a reference (`metadata.reference`).
