@@ -225,7 +225,7 @@ struct Text {
 fn the_published_gemma_has_the_references_ids_logits_and_top_tokens() {
     let path = PathBuf::from(std::env::var_os("MILLGATE_GEMMA").unwrap());
     let texts: Vec<Text> = golden(&folder().join("gemma.json.gz"));
-    assert!(texts.len() == 3 && texts[2].ids.len() > 600);
+    assert!(texts.len() == 3 && texts[2].ids.len() > 560);
     for (options, most) in [(exact(), 2e-2), (ModelOptions::default(), 0.3)] {
         let model = Model::open(&path, &options).unwrap();
         let (mut worst, mut sum, mut count, mut checked) = (0f32, 0.0, 0, 0);
