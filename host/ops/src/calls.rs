@@ -31,6 +31,8 @@ enum State {
     Arguments(Leaves),
     /// Between a call's arguments and its end.
     Tail,
+    /// Behind a call: a line break there is no text.
+    Behind,
 }
 
 /// Reads a text in pieces.
@@ -73,7 +75,7 @@ impl CallReader {
                 let text = String::new();
                 out.extend([Part::Arguments { text, bits }, Part::Ends]);
             }
-            State::Head | State::Tail => {}
+            State::Head | State::Tail | State::Behind => {}
         }
     }
 
@@ -125,15 +127,21 @@ impl CallReader {
             State::Tail => match self.held.find(CALL_ENDS) {
                 Some(at) => {
                     self.skip(at + CALL_ENDS.len());
-                    self.state = State::Text;
-                    // What stands between two calls is no text.
-                    if self.held.starts_with('\n') {
-                        self.skip(1);
-                    }
+                    self.state = State::Behind;
                     true
                 }
                 None => false,
             },
+            State::Behind => {
+                if self.held.is_empty() {
+                    return false;
+                }
+                if self.held.starts_with('\n') {
+                    self.skip(1);
+                }
+                self.state = State::Text;
+                true
+            }
         }
     }
 
