@@ -28,6 +28,9 @@ struct Layer<D: Device> {
     down: D::Matrix,
 }
 
+/// Adapters, each with the rows of a step that ask for it.
+type Adapted<D> = Vec<(Arc<Adapter<D>>, Vec<usize>)>;
+
 /// A loaded decoder.
 pub(crate) struct Decoder<D: Device> {
     config: Config,
@@ -121,7 +124,7 @@ impl<D: Device> Decoder<D> {
     }
 
     /// The adapters of a step, each with the rows that ask for it.
-    fn adapted(&self, batch: Batch<'_>) -> Result<Vec<(Arc<Adapter<D>>, Vec<usize>)>> {
+    fn adapted(&self, batch: Batch<'_>) -> Result<Adapted<D>> {
         let mut out: Vec<(u32, Arc<Adapter<D>>, Vec<usize>)> = Vec::new();
         for (index, row) in batch.rows.iter().enumerate() {
             let id = match batch.adapters.get(row.table as usize) {

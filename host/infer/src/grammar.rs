@@ -442,7 +442,7 @@ fn refusal(message: &str) -> String {
         "pointer '",
     ];
     if REFERENCE.iter().any(|word| line.contains(word)) {
-        return format!("the keyword `$ref` leads to nothing that is here: {line}");
+        return format!("the keyword `$ref` or `$schema` leads to nothing that is here: {line}");
     }
     const PATTERN: [&str; 4] = ["egex", "attern", "lookaround", "look-around"];
     if !line.contains('`') && PATTERN.iter().any(|word| line.contains(word)) {

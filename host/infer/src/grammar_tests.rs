@@ -160,19 +160,20 @@ fn every_answer_to_a_schema_of_the_official_suite_is_valid_or_the_schema_is_refu
     }
     assert!(wrong.is_empty(), "{}\n{}", wrong.len(), wrong.join("\n"));
     assert!(followed >= 200, "{followed} of the suite's schemas");
+    let mut unnamed = Vec::new();
     for (place, why, schema) in refused {
         let mut known = Vec::new();
         names(&schema, &mut known);
         let named = known.iter().any(|name| why.contains(&format!("`{name}`")));
         let impossible = why.starts_with("no answer can satisfy");
         // A reference to the metaschema brings that document's keywords with it.
-        let named = named
-            || schema
-                .to_string()
-                .contains(r#""$ref":"https://json-schema.org/"#)
-                && why.contains('`');
-        assert!(named || impossible, "{place}: {schema}: {why}");
+        let metaschema = r#""$ref":"http"#;
+        let named = named || schema.to_string().contains(metaschema) && why.contains('`');
+        if !named && !impossible {
+            unnamed.push(format!("{place}: {schema}: {why}"));
+        }
     }
+    assert!(unnamed.is_empty(), "{}", unnamed.join("\n"));
 }
 
 fn tool(name: &str, parameters: Value) -> Tool {
