@@ -10,14 +10,16 @@
 //! `pace` and `prefix`)
 //! -> `network` (what runs a step) -> `keys` and `config` (a decoder's numbers), `weights` (its tensors) and `decoder`
 //! (its graph), or `encoder` (BERT's) -> `ops` (the operations that the graphs need) -> `cpu` (those operations on a
-//! processor; `quant` knows the tensor types) -> `sampling` (logits to a token) -> `output` (tokens to text that may
-//! leave).
+//! processor; `quant` knows the tensor types) or `cuda` (on a GPU; `device` chooses) -> `sampling` (logits to a token)
+//! -> `output` (tokens to text that may leave).
 
 pub mod bench;
 mod chat;
 mod config;
 mod cpu;
+mod cuda;
 mod decoder;
+mod device;
 mod encoder;
 mod engine;
 mod error;
@@ -48,6 +50,7 @@ mod tests;
 mod tokenizer;
 mod weights;
 
+pub use device::{DeviceChoice, Gpu, GpuReport, gpus};
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};
 pub use model::{Model, ModelInfo, ModelKind, ModelOptions, Precision};
