@@ -13,7 +13,7 @@
 //   CAPABILITY   compute capability; 80 by default
 //   VERSION      what cuDriverGetVersion says; 12080 by default
 //   MEMORY_MB    a device's memory; 4096 by default
-//   FAIL_LAUNCH  the n-th launch fails, and with it every call from then on
+//   FAIL_LAUNCH  the n-th kernel that runs, replayed ones included, fails, and with it every call from then on
 //   FAIL_ALLOC   the n-th allocation finds no memory
 //   FAIL_CODE    the CUresult of a failed launch; 700 (illegal address) by default
 #include <dlfcn.h>
@@ -411,11 +411,6 @@ ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsi
         complain(std::string("a launch of ") + kernel->name + " that a device refuses");
         return INVALID_VALUE;
     }
-    if (++launches == setting("FAIL_LAUNCH", 0)) {
-        Result code = (Result)setting("FAIL_CODE", ILLEGAL_ADDRESS);
-        stream_of(handle).push([=] { broken = code; });
-        return SUCCESS;
-    }
     std::vector<std::vector<char>> kept;
     for (size_t i = 0; i < kernel->sizes.size(); i++)
         kept.emplace_back((char*)arguments[i], (char*)arguments[i] + kernel->sizes[i]);
@@ -423,6 +418,10 @@ ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsi
     auto seed = (uint32_t)setting("SEED", 0);
     stream_of(handle).push([=]() mutable {
         if (broken) return;
+        if (++launches == setting("FAIL_LAUNCH", 0)) {
+            broken = (Result)setting("FAIL_CODE", ILLEGAL_ADDRESS);
+            return;
+        }
         std::vector<void*> pointers;
         for (auto& argument : kept) pointers.push_back(argument.data());
         if (shim::launch(*kernel, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data(), host_threads, seed)) return;

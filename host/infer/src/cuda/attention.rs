@@ -19,7 +19,18 @@ const MOST_PARTIALS: usize = 256 << 20;
 /// Keys and values: in each page, in each layer, the keys of all kv heads and then the values.
 pub(crate) struct Cache {
     data: Elements,
+    /// With the dimensions that a head has room for.
     shape: CacheShape,
+}
+
+/// The dimensions that a head has room for: those that the tensor-core kernels are compiled for, or exactly its own.
+pub(super) fn stored_dim(head_dim: usize, exact: bool) -> usize {
+    match head_dim {
+        _ if exact => head_dim,
+        0..=64 => 64,
+        65..=128 => 128,
+        _ => MOST_HEAD_DIM,
+    }
 }
 
 enum Elements {
@@ -40,6 +51,10 @@ impl Cache {
                 shape.head_dim
             )));
         }
+        let shape = CacheShape {
+            head_dim: stored_dim(shape.head_dim, exact),
+            ..shape
+        };
         let elements = page_elements(shape) * shape.pages;
         let what = "the KV cache";
         let data = if exact {
@@ -78,7 +93,10 @@ impl Partials {
 
     /// Elements that a step needs; 0 where it is to do without.
     fn needed(layout: &Layout, shape: HeadShape) -> usize {
-        let elements = layout.short_rows * shape.heads * layout.units * (shape.head_dim + 2);
+        let elements = layout.short_rows
+            * shape.heads
+            * layout.units
+            * (stored_dim(shape.head_dim, false) + 2);
         if elements * size_of::<f32>() > MOST_PARTIALS {
             0
         } else {
@@ -136,6 +154,7 @@ impl CudaExecutor {
                 int(shape.heads * shape.head_dim),
                 int(shape.kv_heads),
                 int(shape.head_dim),
+                int(cache.shape.head_dim),
                 Argument::Long(page_elements(cache.shape) as i64),
             ],
         )
@@ -175,35 +194,30 @@ impl CudaExecutor {
             heads: shape.heads as i32,
             kv_heads: shape.kv_heads as i32,
             head_dim: shape.head_dim as i32,
+            stored_dim: cache.shape.head_dim as i32,
             window,
             scale: std::f32::consts::LOG2_E * shape.scale,
+            padding: 0,
         });
         let to = Pointer(out.pointer(&self.stream));
         let from = Pointer(qkv.pointer(&self.stream));
         let keys = Pointer(cache.layer(layer, &self.stream));
-        let plain = match &cache.data {
-            Elements::Single(_) => Some("attend_plain_single"),
-            Elements::Half(_) if !shape.head_dim.is_multiple_of(8) => Some("attend_plain_half"),
-            Elements::Half(_) => None,
-        };
-        if let Some(name) = plain {
+        if let Elements::Single(_) = &cache.data {
             let size = Size {
                 blocks: (rows, shape.heads.div_ceil(4), 1),
                 threads: 128,
                 shared: 4 * 32 * size_of::<f32>(),
             };
-            return self.launch(name, size, &[to, from, keys, heads]);
+            return self.launch("attend_plain", size, &[to, from, keys, heads]);
         }
-        let (dims, blocks) = match shape.head_dim {
-            0..=64 => (64, 2),
-            65..=128 => (128, 4),
-            _ => (256, 8),
-        };
+        let dims = cache.shape.head_dim;
+        // The queries of four tiles, in half precision.
+        let shared = 4 * 16 * dims * size_of::<u16>();
         let whole = |tiles_at: usize, tiles: usize| {
             let size = Size {
                 blocks: (tiles.div_ceil(4), shape.kv_heads, 1),
                 threads: 128,
-                shared: 4 * blocks * 2 * 512,
+                shared,
             };
             let tiles_pointer = Pointer(at(tiles_at));
             let arguments = [to, int(0), tiles_pointer, int(tiles), from, keys, heads];
@@ -221,7 +235,7 @@ impl CudaExecutor {
         let size = Size {
             blocks: (layout.short_tiles, shape.kv_heads, layout.units.div_ceil(4)),
             threads: 128,
-            shared: 4 * blocks * 2 * 512,
+            shared,
         };
         let tiles = Pointer(at(layout.short_tiles_at));
         self.launch(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr};
 
-use super::attention::{Cache, Partials};
+use super::attention::{Cache, Partials, stored_dim};
 use super::kernels::{Argument, Argument::Float, Argument::Pointer, Size, int, launch};
 use super::matrix::Matrix;
 use super::record::Recorder;
@@ -246,7 +246,11 @@ impl Executor for CudaExecutor {
 
     fn page_bytes(&self, shape: CacheShape) -> usize {
         let element = if self.exact() { 4 } else { 2 };
-        2 * shape.layers * shape.kv_heads * PAGE_TOKENS * shape.head_dim * element
+        2 * shape.layers
+            * shape.kv_heads
+            * PAGE_TOKENS
+            * stored_dim(shape.head_dim, self.exact())
+            * element
     }
 
     fn begin(&mut self, batch: Batch<'_>, shape: HeadShape, angles: &[&[f32]]) -> Result<bool> {

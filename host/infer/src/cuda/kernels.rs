@@ -76,8 +76,10 @@ pub(super) struct HeadsArgument {
     pub(super) heads: i32,
     pub(super) kv_heads: i32,
     pub(super) head_dim: i32,
+    pub(super) stored_dim: i32,
     pub(super) window: i32,
     pub(super) scale: f32,
+    pub(super) padding: u32,
 }
 
 // SAFETY: plain numbers, laid out as C does.

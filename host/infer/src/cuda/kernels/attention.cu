@@ -2,11 +2,9 @@
 //
 // A page holds, in each layer, for each kv head the keys of its tokens, one token after another, and then for each kv head
 // the values, one dimension after another. So both products read 16 bytes a lane: eight dimensions of a key, or one dimension
-// of eight values.
+// of eight values. In the cache of halves a head has room for 64, 128 or 256 dimensions; those that it lacks are 0.
 #include "common.cuh"
 
-DEVICE float widen(u16 x) { return half_to_float(x); }
-DEVICE float widen(float x) { return x; }
 // Kept finite: a weight of 0 times a value that another row may not see must be 0.
 DEVICE void narrow_to(u16* to, float x) { *to = float_to_half(fminf(fmaxf(x, -65504.f), 65504.f)); }
 DEVICE void narrow_to(float* to, float x) { *to = x; }
@@ -14,25 +12,25 @@ DEVICE void narrow_to(float* to, float x) { *to = x; }
 // Keeps each row's k and v. `slots[row]` is page * PAGE + place in the page. `cache` starts at the layer. A block is a row.
 template <class E>
 DEVICE void store(E* cache, const float* qkv, const u32* slots, int width, int first, int kv_heads, int head_dim,
-                  long long page_stride) {
+                  int stored_dim, long long page_stride) {
     const float* row = qkv + (size_t)blockIdx.x * width + first;
     u32 slot = slots[blockIdx.x];
     E* page = cache + (size_t)(slot / PAGE) * page_stride;
     int place = (int)(slot % PAGE), kv = kv_heads * head_dim;
     for (int i = threadIdx.x; i < kv; i += blockDim.x) {
         int head = i / head_dim, dim = i % head_dim;
-        narrow_to(page + (size_t)head * PAGE * head_dim + place * head_dim + dim, row[i]);
-        narrow_to(page + (size_t)(kv_heads + head) * PAGE * head_dim + dim * PAGE + place, row[kv + i]);
+        narrow_to(page + (size_t)head * PAGE * stored_dim + place * stored_dim + dim, row[i]);
+        narrow_to(page + (size_t)(kv_heads + head) * PAGE * stored_dim + dim * PAGE + place, row[kv + i]);
     }
 }
 
 KERNEL(256, store_kv_half, u16* cache, const float* qkv, const u32* slots, int width, int first, int kv_heads, int head_dim,
-       long long page_stride) {
-    store(cache, qkv, slots, width, first, kv_heads, head_dim, page_stride);
+       int stored_dim, long long page_stride) {
+    store(cache, qkv, slots, width, first, kv_heads, head_dim, stored_dim, page_stride);
 }
 KERNEL(256, store_kv_single, float* cache, const float* qkv, const u32* slots, int width, int first, int kv_heads,
-       int head_dim, long long page_stride) {
-    store(cache, qkv, slots, width, first, kv_heads, head_dim, page_stride);
+       int head_dim, int stored_dim, long long page_stride) {
+    store(cache, qkv, slots, width, first, kv_heads, head_dim, stored_dim, page_stride);
 }
 
 // How a step's heads and pages lie. The same struct is in `kernels.rs`.
@@ -47,6 +45,7 @@ struct Heads {
     int heads;
     int kv_heads;
     int head_dim;
+    int stored_dim;  // room for a head in the cache
     int window;   // positions that a row attends to, up to its last; 0: all
     float scale;  // of q · k, times log2(e)
 };
@@ -55,10 +54,9 @@ DEVICE int first_position(const Heads& shape, int last) {
     return shape.window > 0 ? max(0, last + 1 - shape.window) : 0;
 }
 
-// Plain f32 arithmetic, any head size up to 256. A warp is a head of a row; a block has 4 heads. Lane i scores the
+// Plain f32 arithmetic over the cache of floats, heads of up to 256 dimensions. A warp is a head of a row; a block has 4 heads. Lane i scores the
 // i-th token of a page; then it sums the dimensions i, i + 32, ... of the values.
-template <class E>
-DEVICE void attend_plain(float* out, const float* qkv, const E* cache, const Heads& shape) {
+KERNEL(128, attend_plain, float* out, const float* qkv, const float* cache, Heads shape) {
     SHARED_MEMORY(shared);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, dim = shape.head_dim;
     int row = blockIdx.x, head = blockIdx.y * 4 + warp;
@@ -70,14 +68,14 @@ DEVICE void attend_plain(float* out, const float* qkv, const E* cache, const Hea
     const u32* table = shape.tables + (size_t)shape.table_of[row] * shape.stride;
     float most = negative_infinity(), sum = 0.f, acc[8] = {};
     for (int base = begin / PAGE * PAGE; base < end; base += PAGE) {
-        const E* page = cache + (size_t)table[base / PAGE] * shape.page_stride;
-        const E* keys = page + (size_t)kv_head * PAGE * dim;
-        const E* values = page + (size_t)(shape.kv_heads + kv_head) * PAGE * dim;
+        const float* page = cache + (size_t)table[base / PAGE] * shape.page_stride;
+        const float* keys = page + (size_t)kv_head * PAGE * dim;
+        const float* values = page + (size_t)(shape.kv_heads + kv_head) * PAGE * dim;
         int here = min(PAGE, end - base);
         float score = negative_infinity();
         if (lane < here && base + lane >= begin) {
             score = 0.f;
-            for (int i = 0; i < dim; i++) score += q[i] * widen(keys[lane * dim + i]);
+            for (int i = 0; i < dim; i++) score += q[i] * keys[lane * dim + i];
             score *= shape.scale;
         }
         float next = fmaxf(most, warp_max(score)), keep = exp2f(most - next), weight = exp2f(score - next);
@@ -88,9 +86,9 @@ DEVICE void attend_plain(float* out, const float* qkv, const E* cache, const Hea
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             if (lane + i * WARP >= dim) break;
-            const E* column = values + (lane + i * WARP) * PAGE;
+            const float* column = values + (lane + i * WARP) * PAGE;
             float value = acc[i] * keep;
-            for (int token = 0; token < here; token++) value += weights[token] * widen(column[token]);
+            for (int token = 0; token < here; token++) value += weights[token] * column[token];
             acc[i] = value;
         }
         most = next;
@@ -98,13 +96,6 @@ DEVICE void attend_plain(float* out, const float* qkv, const E* cache, const Hea
 #pragma unroll
     for (int i = 0; i < 8; i++)
         if (lane + i * WARP < dim) out[(size_t)row * shape.out_width + (size_t)head * dim + lane + i * WARP] = acc[i] / sum;
-}
-
-KERNEL(128, attend_plain_half, float* out, const float* qkv, const u16* cache, Heads shape) {
-    attend_plain(out, qkv, cache, shape);
-}
-KERNEL(128, attend_plain_single, float* out, const float* qkv, const float* cache, Heads shape) {
-    attend_plain(out, qkv, cache, shape);
 }
 
 // ---- Attention on tensor cores ----
@@ -140,13 +131,13 @@ DEVICE uint4 first_halves(uint4 x, int n) {
 }
 
 // `tiles` hold: the first row of a run of rows, the rows of the run, the first query of the tile (SPLIT: the place of the
-// first row in `partial`), the page table. Heads of up to 32 * BLOCKS dimensions, a multiple of 8. A block is 4 tiles
-// of a kv head, or 4 units of a tile (SPLIT). Dimensions beyond the head's are computed from what lies within, and dropped: a
-// query is 0 there. The tokens of a page are scored in the order in which a lane holds them as values:
+// first row in `partial`), the page table. A head is stored with 32 * BLOCKS dimensions. A block is 4 tiles
+// of a kv head, or 4 units of a tile (SPLIT). The tokens of a page are scored in the order in which a lane holds them as values:
 // lane t gets the tokens 8t to 8t + 7.
 template <int BLOCKS, bool SPLIT>
 DEVICE void attend(float* out, int units, const uint4* tiles, int count, const float* qkv, const u16* cache,
                    const Heads& shape) {
+    const int DIM = BLOCKS * 32;
     SHARED_MEMORY(shared);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, dim = shape.head_dim;
     int index = SPLIT ? blockIdx.x : blockIdx.x * 4 + warp;
@@ -176,12 +167,13 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
     for (int block = 0; block < BLOCKS; block++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int column = block * 32 + t * 8;
-            u32 words[4] = {};
-            if (column < dim) {
-                const float* from = qkv + (size_t)row[half] * shape.width + (size_t)head[half] * dim + column;
+            const float* from = qkv + (size_t)row[half] * shape.width + (size_t)head[half] * dim;
+            u32 words[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) words[i] = pack_halves(from[2 * i] * shape.scale, from[2 * i + 1] * shape.scale);
+            for (int i = 0; i < 4; i++) {
+                int column = block * 32 + t * 8 + i * 2;
+                words[i] = pack_halves(column < dim ? from[column] * shape.scale : 0.f,
+                                       column + 1 < dim ? from[column + 1] * shape.scale : 0.f);
             }
             q[(block * 2 + half) * WARP] = make_uint4(words[0], words[1], words[2], words[3]);
         }
@@ -208,14 +200,13 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
                     for (int i = 0; i < 4; i++) score[page * 4 + j][i] = negative_infinity();
                 continue;
             }
-            const u16* keys = page_of[page] + (size_t)kv_head * PAGE * dim;
+            const u16* keys = page_of[page] + (size_t)kv_head * PAGE * DIM + (g / 2 * 8 + g % 2) * DIM + t * 8;
 #pragma unroll
             for (int block = 0; block < BLOCKS; block++) {
                 uint4 low = q[block * 2 * WARP], high = q[(block * 2 + 1) * WARP];
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    int token = g / 2 * 8 + j * 2 + g % 2;
-                    uint4 key = *(const uint4*)(keys + token * dim + min(block * 32 + t * 8, dim - 8));
+                    uint4 key = *(const uint4*)(keys + j * 2 * DIM + block * 32);
                     multiply_tile(score[page * 4 + j], low.x, high.x, low.y, high.y, key.x, key.y);
                     multiply_tile(score[page * 4 + j], low.z, high.z, low.w, high.w, key.z, key.w);
                 }
@@ -262,12 +253,12 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
                 weights[page][step][2] = pack_halves(b[0], b[1]);
                 weights[page][step][3] = pack_halves(b[2], b[3]);
             }
-        // Where the unit's result goes (SPLIT): [row][head][unit][dim + 2].
+        // Where the unit's result goes (SPLIT): [row][head][unit][DIM + 2].
         float* partial[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             size_t place = (size_t)tile.z + row[half] - tile.x;
-            partial[half] = out + ((place * shape.heads + head[half]) * units + unit) * (dim + 2);
+            partial[half] = out + ((place * shape.heads + head[half]) * units + unit) * (DIM + 2);
         }
 #pragma unroll
         for (int eight = 0; eight < BLOCKS * 4; eight++) {
@@ -276,8 +267,8 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
             for (int page = 0; page < 2; page++) {
                 int left = end - unit * UNIT - page * PAGE;
                 if (left <= 0) break;
-                const u16* values = page_of[page] + (size_t)(shape.kv_heads + kv_head) * PAGE * dim;
-                uint4 value = *(const uint4*)(values + min(eight * 8 + g, dim - 1) * PAGE + t * 8);
+                const u16* values = page_of[page] + (size_t)(shape.kv_heads + kv_head) * PAGE * DIM + g * PAGE + t * 8;
+                uint4 value = *(const uint4*)(values + eight * 8 * PAGE);
                 if (left < PAGE) value = first_halves(value, left - t * 8);
                 const u32(*w)[4] = weights[page];
                 multiply_tile(sum, w[0][0], w[0][1], w[0][2], w[0][3], value.x, value.y);
@@ -287,26 +278,26 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
             for (int i = 0; i < 4; i++) {
                 if (!SPLIT)
                     total[eight][i] = __fmaf_rn(total[eight][i], keep[i / 2], __fmul_rn(sum[i], add[i / 2]));
-                else if (last[i / 2] >= 0 && eight * 8 < dim)
+                else if (last[i / 2] >= 0)
                     partial[i / 2][eight * 8 + t * 2 + i % 2] = sum[i];
             }
         }
         if (SPLIT && t == 0) {
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                if (last[half] >= 0) partial[half][dim] = softmax[half].most, partial[half][dim + 1] = softmax[half].sum;
+                if (last[half] >= 0) partial[half][DIM] = softmax[half].most, partial[half][DIM + 1] = softmax[half].sum;
         }
     }
     if (SPLIT) return;
 #pragma unroll
-    for (int eight = 0; eight < BLOCKS * 4; eight++) {
-        if (eight * 8 >= dim) break;
+    for (int eight = 0; eight < BLOCKS * 4; eight++)
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (last[i / 2] >= 0)
-                out[(size_t)row[i / 2] * shape.out_width + (size_t)head[i / 2] * dim + eight * 8 + t * 2 + i % 2] =
+        for (int i = 0; i < 4; i++) {
+            int column = eight * 8 + t * 2 + i % 2;
+            if (last[i / 2] >= 0 && column < dim)
+                out[(size_t)row[i / 2] * shape.out_width + (size_t)head[i / 2] * dim + column] =
                     total[eight][i] / whole[i / 2].sum;
-    }
+        }
 }
 
 #define ATTEND(dims, blocks)                                                                                          \
@@ -325,7 +316,7 @@ ATTEND(256, 8)
 // Merges the units of each of `rows`, in their order. A block is a head of a row.
 KERNEL(256, combine, float* out, const float* partial, const u32* rows, int units, Heads shape) {
     int row = (int)rows[blockIdx.x], head = blockIdx.y, dim = shape.head_dim;
-    int last = (int)shape.last[row], record = dim + 2;
+    int last = (int)shape.last[row], stored = shape.stored_dim, record = stored + 2;
     partial += ((size_t)blockIdx.x * shape.heads + head) * units * record;
     for (int i = threadIdx.x; i < dim; i += blockDim.x) {
         Softmax whole = {negative_infinity(), 0.f};
@@ -333,7 +324,7 @@ KERNEL(256, combine, float* out, const float* partial, const u32* rows, int unit
         for (int unit = first_position(shape, last) / UNIT; unit <= last / UNIT; unit++) {
             const float* from = partial + (size_t)unit * record;
             float keep, add;
-            merge(whole, {from[dim], from[dim + 1]}, keep, add);
+            merge(whole, {from[stored], from[stored + 1]}, keep, add);
             total = __fmaf_rn(total, keep, __fmul_rn(from[i], add));
         }
         out[(size_t)row * shape.out_width + (size_t)head * dim + i] = total / whole.sum;
