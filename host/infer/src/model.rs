@@ -311,7 +311,11 @@ enum Opened {
     Cuda(Cuda),
 }
 
-fn decoder(source: &dyn Source, config: Config, options: &ModelOptions) -> Result<Arc<dyn Network>> {
+fn decoder(
+    source: &dyn Source,
+    config: Config,
+    options: &ModelOptions,
+) -> Result<Arc<dyn Network>> {
     Ok(match options.device()? {
         Opened::Cpu(device) => Arc::new(Decoder::load(source, config, device)?),
         Opened::Cuda(device) => Arc::new(Decoder::load(source, config, device)?),

@@ -152,12 +152,7 @@ pub(crate) trait Executor: Send + 'static {
     /// Starts a step: what its operations need of the batch, and the angles that it will rotate by, may be sent to the
     /// device here. True where the device has the step's operations up to [`Self::read`] from an earlier step of the same
     /// layout, and has started them: then only `read` is left to do.
-    fn begin(
-        &mut self,
-        _batch: Batch<'_>,
-        _shape: HeadShape,
-        _angles: &[&[f32]],
-    ) -> Result<bool> {
+    fn begin(&mut self, _batch: Batch<'_>, _shape: HeadShape, _angles: &[&[f32]]) -> Result<bool> {
         Ok(false)
     }
     /// out[row] = the table's row `ids[row]`, multiplied by `scale`; set or added. The ids are within the table.

@@ -11,10 +11,10 @@ use half::f16;
 
 use super::Gpu;
 use super::kernels::PartArgument;
+use crate::Result;
 use crate::model::Precision;
 use crate::ops::Weights;
 use crate::quant::{SPAN, Span, TensorType};
-use crate::Result;
 
 /// Rows of a tile, and lanes of a warp. A unit is a span wide.
 const TILE: usize = 16;
@@ -104,7 +104,11 @@ impl Form {
 
     /// Bytes of fifth bits for each lane of a unit.
     fn high(self) -> usize {
-        if matches!(self, Self::Q5_0 | Self::Q5_1) { 2 } else { 0 }
+        if matches!(self, Self::Q5_0 | Self::Q5_1) {
+            2
+        } else {
+            0
+        }
     }
 }
 
