@@ -104,6 +104,7 @@ uint16_t float_to_half(float x);
     static void name(__VA_ARGS__);                                                    \
     static const bool name##_added = shim::Entry<&name>::add(#name, threads);         \
     static void name(__VA_ARGS__)
+#define LARGE_KERNEL(threads, blocks, name, ...) KERNEL(threads, name, __VA_ARGS__)
 #define SHARED_MEMORY(name) unsigned char* name = shim::block->shared
 #define threadIdx (shim::thread_index())
 #define blockIdx (shim::block->index)

@@ -211,11 +211,13 @@ impl CudaExecutor {
             return self.launch("attend_plain", size, &[to, from, keys, heads]);
         }
         let dims = cache.shape.head_dim;
+        // Of the largest heads a warp sums up half.
+        let parts = if dims == MOST_HEAD_DIM { 2 } else { 1 };
         // The queries of four tiles, in half precision.
         let shared = 4 * 16 * dims * size_of::<u16>();
         let whole = |tiles_at: usize, tiles: usize| {
             let size = Size {
-                blocks: (tiles.div_ceil(4), shape.kv_heads, 1),
+                blocks: (tiles.div_ceil(4), shape.kv_heads * parts, 1),
                 threads: 128,
                 shared,
             };

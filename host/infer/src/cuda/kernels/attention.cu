@@ -132,30 +132,35 @@ DEVICE uint4 first_halves(uint4 x, int n) {
 
 // `tiles` hold: the first row of a run of rows, the rows of the run, the first query of the tile (SPLIT: the place of the
 // first row in `partial`), the page table. A head is stored with 32 * BLOCKS dimensions. A block is 4 tiles
-// of a kv head, or 4 units of a tile (SPLIT). The tokens of a page are scored in the order in which a lane holds them as values:
+// of a kv head (of 256 dimensions: and one half of its values), or 4 units of a tile (SPLIT). The tokens of a page are scored in the order in which a lane holds them as values:
 // lane t gets the tokens 8t to 8t + 7.
 template <int BLOCKS, bool SPLIT>
 DEVICE void attend(float* out, int units, const uint4* tiles, int count, const float* qkv, const u16* cache,
                    const Heads& shape) {
     const int DIM = BLOCKS * 32;
+    // Dimensions of the values that a warp sums up: of the largest heads half, for the registers' sake.
+    const int PARTS = BLOCKS == 8 && !SPLIT ? 2 : 1, EIGHTS = BLOCKS * 4 / PARTS;
     SHARED_MEMORY(shared);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, dim = shape.head_dim;
     int index = SPLIT ? blockIdx.x : blockIdx.x * 4 + warp;
     if (index >= count) return;
     uint4 tile = tiles[index];
-    int kv_head = blockIdx.y, group = shape.heads / shape.kv_heads;
+    int kv_head = blockIdx.y / PARTS, part = blockIdx.y % PARTS * EIGHTS * 8, group = shape.heads / shape.kv_heads;
     int queries = (int)tile.y * group, first_query = SPLIT ? 0 : (int)tile.z;
     const u32* table = shape.tables + (size_t)tile.w * shape.stride;
 
-    // This lane's queries, g and g + 8.
-    int row[2], head[2], last[2], from[2];
+    // This lane's queries, g and g + 8: their rows and heads, and the last position that each attends to.
+    auto place = [&](int half, int& row, int& head) {
+        int query = min(first_query + g + half * 8, queries - 1);
+        row = (int)tile.x + query / group;
+        head = kv_head * group + query % group;
+    };
+    int last[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int query = first_query + g + half * 8, real = min(query, queries - 1);
-        row[half] = (int)tile.x + real / group;
-        head[half] = kv_head * group + real % group;
-        last[half] = query < queries ? (int)shape.last[row[half]] : -1;
-        from[half] = first_position(shape, last[half]);
+        int row, head;
+        place(half, row, head);
+        last[half] = first_query + g + half * 8 < queries ? (int)shape.last[row] : -1;
     }
     // What any of the tile's queries attends to.
     int end = (int)shape.last[tile.x + min(first_query + 15, queries - 1) / group] + 1;
@@ -167,7 +172,9 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
     for (int block = 0; block < BLOCKS; block++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const float* from = qkv + (size_t)row[half] * shape.width + (size_t)head[half] * dim;
+            int row, head;
+            place(half, row, head);
+            const float* from = qkv + (size_t)row * shape.width + (size_t)head * dim;
             u32 words[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -179,7 +186,7 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
         }
 
     Softmax whole[2] = {{negative_infinity(), 0.f}, {negative_infinity(), 0.f}};
-    float total[SPLIT ? 1 : BLOCKS * 4][4] = {};
+    float total[SPLIT ? 1 : EIGHTS][4] = {};
     int unit = begin / UNIT, stop = (end + UNIT - 1) / UNIT;
     if (SPLIT) {
         int mine = (int)blockIdx.z * 4 + warp;
@@ -216,7 +223,7 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     int position = base + t * 8 + j * 2 + i % 2;
-                    if (position > last[i / 2] || position < from[i / 2]) score[page * 4 + j][i] = negative_infinity();
+                    if (position > last[i / 2] || position < first_position(shape, last[i / 2])) score[page * 4 + j][i] = negative_infinity();
                 }
         }
         float keep[2], add[2];
@@ -254,20 +261,21 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
                 weights[page][step][3] = pack_halves(b[2], b[3]);
             }
         // Where the unit's result goes (SPLIT): [row][head][unit][DIM + 2].
-        float* partial[2];
+        float* partial[2] = {};
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            size_t place = (size_t)tile.z + row[half] - tile.x;
-            partial[half] = out + ((place * shape.heads + head[half]) * units + unit) * (DIM + 2);
+        for (int half = 0; SPLIT && half < 2; half++) {
+            int row, head;
+            place(half, row, head);
+            partial[half] = out + (((size_t)tile.z + row - tile.x) * shape.heads + head) * units * (DIM + 2) + (size_t)unit * (DIM + 2);
         }
 #pragma unroll
-        for (int eight = 0; eight < BLOCKS * 4; eight++) {
+        for (int eight = 0; eight < EIGHTS; eight++) {
             float sum[4] = {};
 #pragma unroll
             for (int page = 0; page < 2; page++) {
                 int left = end - unit * UNIT - page * PAGE;
                 if (left <= 0) break;
-                const u16* values = page_of[page] + (size_t)(shape.kv_heads + kv_head) * PAGE * DIM + g * PAGE + t * 8;
+                const u16* values = page_of[page] + (size_t)(shape.kv_heads + kv_head) * PAGE * DIM + (part + g) * PAGE + t * 8;
                 uint4 value = *(const uint4*)(values + eight * 8 * PAGE);
                 if (left < PAGE) value = first_halves(value, left - t * 8);
                 const u32(*w)[4] = weights[page];
@@ -290,22 +298,25 @@ DEVICE void attend(float* out, int units, const uint4* tiles, int count, const f
     }
     if (SPLIT) return;
 #pragma unroll
-    for (int eight = 0; eight < BLOCKS * 4; eight++)
+    for (int half = 0; half < 2; half++) {
+        if (last[half] < 0) continue;
+        int row, head;
+        place(half, row, head);
+        float* to = out + (size_t)row * shape.out_width + (size_t)head * dim + part + t * 2;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int column = eight * 8 + t * 2 + i % 2;
-            if (last[i / 2] >= 0 && column < dim)
-                out[(size_t)row[i / 2] * shape.out_width + (size_t)head[i / 2] * dim + column] =
-                    total[eight][i] / whole[i / 2].sum;
-        }
+        for (int eight = 0; eight < EIGHTS; eight++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                if (part + eight * 8 + t * 2 + i < dim) to[eight * 8 + i] = total[eight][half * 2 + i] / whole[half].sum;
+    }
 }
 
 #define ATTEND(dims, blocks)                                                                                          \
-    KERNEL(128, attend_whole_##dims, float* out, int units, const uint4* tiles, int count, const float* qkv,           \
+    LARGE_KERNEL(128, 2, attend_whole_##dims, float* out, int units, const uint4* tiles, int count, const float* qkv,           \
            const u16* cache, Heads shape) {                                                                            \
         attend<blocks, false>(out, units, tiles, count, qkv, cache, shape);                                            \
     }                                                                                                                  \
-    KERNEL(128, attend_split_##dims, float* out, int units, const uint4* tiles, int count, const float* qkv,           \
+    LARGE_KERNEL(128, 2, attend_split_##dims, float* out, int units, const uint4* tiles, int count, const float* qkv,           \
            const u16* cache, Heads shape) {                                                                            \
         attend<blocks, true>(out, units, tiles, count, qkv, cache, shape);                                             \
     }

@@ -12,6 +12,9 @@
 #define DEVICE __device__ __forceinline__
 // A kernel of up to `threads` threads a block.
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// The same, for kernels of many registers: the compiler is to leave room for so many blocks at once, and for no more.
+#define LARGE_KERNEL(threads, blocks, name, ...) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 // The block's shared memory, whose size the launch says.
 #define SHARED_MEMORY(name)              \
     extern __shared__ uint4 name##_all[]; \
