@@ -111,8 +111,9 @@ struct Stream {
     }
 };
 
-static std::mutex streams_lock;
-static std::map<Stream*, int> streams;
+// What is shared is never destroyed: threads may still use it when the process ends.
+static std::mutex& streams_lock = *new std::mutex;
+static std::map<Stream*, int>& streams = *new std::map<Stream*, int>;
 static Stream& stream_of(void* handle) {
     static Stream* standard = new Stream;
     return (uintptr_t)handle <= 2 ? *standard : *(Stream*)handle;
@@ -255,8 +256,8 @@ struct Allocation {
     char* base;
     size_t mapped, bytes;
 };
-static std::mutex memory_lock;
-static std::map<uint64_t, Allocation> allocations;
+static std::mutex& memory_lock = *new std::mutex;
+static std::map<uint64_t, Allocation>& allocations = *new std::map<uint64_t, Allocation>;
 static size_t used = 0;
 static long allocated = 0;
 

@@ -15,8 +15,8 @@ namespace shim {
 thread_local Block* block = nullptr;
 
 std::vector<Kernel>& kernels() {
-    static std::vector<Kernel> all;
-    return all;
+    static auto* all = new std::vector<Kernel>;
+    return *all;
 }
 
 float half_to_float(uint16_t half) {
