@@ -10,9 +10,12 @@
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind};
+use serde_json::{Value, json};
 
 use crate::tokenizer::Tokenizer;
+use crate::tools::{self, Tool, ToolCall, each_text};
 use crate::{ChatMessage, Error, Result};
 
 /// Steps that a template may take: a hostile one ends.
@@ -25,6 +28,8 @@ pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     beginning: String,
     end: String,
+    /// Whether it tells the model of tools, in the form that [`crate::tools`] describes.
+    knows_tools: bool,
 }
 
 const NAME: &str = "chat";
@@ -47,6 +52,8 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |format: String| {
             strftime(&format, SystemTime::now())
         });
+        environment.add_filter("tojson", to_json);
+        let knows_tools = source.contains("tools") && source.contains(tools::CALL_BEGINS);
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| Error::Template(error.to_string()))?;
@@ -54,6 +61,7 @@ impl ChatTemplate {
             environment,
             beginning,
             end,
+            knows_tools,
         })
     }
 
@@ -63,8 +71,21 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String> {
+        self.render_with(messages, None, add_generation_prompt)
+    }
+
+    fn render_with(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Tool]>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let messages: Vec<Value> = messages.iter().map(described).collect();
+        let tools: Option<Vec<Value>> =
+            tools.map(|tools| tools.iter().map(Tool::described).collect());
         let values = minijinja::context! {
             messages => messages,
+            tools => tools,
             add_generation_prompt => add_generation_prompt,
             bos_token => &self.beginning,
             eos_token => &self.end,
@@ -85,19 +106,63 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<u32>> {
+        self.encode_with(messages, None, add_generation_prompt, tokenizer)
+    }
+
+    /// A conversation with tools as tokens.
+    pub(crate) fn encode_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[Tool],
+        add_generation_prompt: bool,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<u32>> {
+        if self.knows_tools {
+            let tools = (!tools.is_empty()).then_some(tools);
+            return self.encode_with(messages, tools, add_generation_prompt, tokenizer);
+        }
+        let plain = tools::plain(messages, tools);
+        self.encode_with(&plain, None, add_generation_prompt, tokenizer)
+    }
+
+    fn encode_with(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Tool]>,
+        add_generation_prompt: bool,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<u32>> {
         let used = |mark: &char| {
-            messages
-                .iter()
-                .any(|m| m.content.contains(*mark) || m.role.contains(*mark))
+            let in_text = |text: &str| text.contains(*mark);
+            messages.iter().any(|m| {
+                let calls = &m.tool_calls;
+                let in_call = |call: &ToolCall| in_text(&call.name) || in_text(&call.arguments);
+                in_text(&m.content) || in_text(&m.role) || calls.iter().any(in_call)
+            }) || tools.is_some_and(|tools| {
+                let mut found = false;
+                tools.iter().for_each(|tool| {
+                    let mut described = tool.described();
+                    each_text(&mut described, &mut |text| found |= in_text(text));
+                });
+                found
+            })
         };
         let mark = MARKS.into_iter().find(|mark| !used(mark));
         let mark =
             mark.ok_or_else(|| Error::Invalid("the messages use every private character".into()))?;
+        let safe = |text: &str| mark_controls(text, mark, tokenizer);
         let marked = messages.iter().map(|m| ChatMessage {
-            role: mark_controls(&m.role, mark, tokenizer),
-            content: mark_controls(&m.content, mark, tokenizer),
+            role: safe(&m.role),
+            content: safe(&m.content),
+            tool_calls: m.tool_calls.iter().map(|call| call.mapped(&safe)).collect(),
         });
-        let text = self.render(&marked.collect::<Vec<_>>(), add_generation_prompt)?;
+        let tools: Option<Vec<Tool>> =
+            tools.map(|tools| tools.iter().map(|tool| tool.mapped(&safe)).collect());
+        let text = self.render_with(
+            &marked.collect::<Vec<_>>(),
+            tools.as_deref(),
+            add_generation_prompt,
+        )?;
         let mut out = Vec::new();
         let clean = |part| {
             if str::contains(part, mark) {
@@ -109,6 +174,39 @@ impl ChatTemplate {
         tokenizer.encode_parts(&text, true, clean, &mut out);
         Ok(out)
     }
+}
+
+/// The filter `tojson` as Hugging Face has it: not escaped for HTML, a space after `:` and `,`.
+fn to_json(
+    value: minijinja::Value,
+    options: Kwargs,
+) -> std::result::Result<minijinja::Value, minijinja::Error> {
+    let value = serde_json::to_value(&value)
+        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    let text = match options.get::<Option<usize>>("indent")? {
+        None => tools::spaced(&value),
+        Some(indent) => {
+            let mut out = Vec::new();
+            let spaces = " ".repeat(indent.min(16));
+            let format = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            let mut serializer = serde_json::Serializer::with_formatter(&mut out, format);
+            serde::Serialize::serialize(&value, &mut serializer).map_err(|error| {
+                minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
+            })?;
+            String::from_utf8_lossy(&out).into_owned()
+        }
+    };
+    Ok(minijinja::Value::from_safe_string(text))
+}
+
+/// A message as templates read one.
+fn described(message: &ChatMessage) -> Value {
+    let mut out = json!({"role": message.role, "content": message.content});
+    if !message.tool_calls.is_empty() {
+        let calls: Vec<Value> = message.tool_calls.iter().map(ToolCall::described).collect();
+        out["tool_calls"] = calls.into();
+    }
+    out
 }
 
 /// Puts the mark after the first character of everything in `text` that is a control token, or that the

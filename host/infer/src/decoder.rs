@@ -2,9 +2,13 @@
 //! or separate output matrix. Llama 1 to 3, SmolLM2, Mistral and their kin; and with the parts that their
 //! [`Family`](crate::config::Family) has, Qwen 2 and 3 and Gemma 3.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use crate::adapter::{AdapterFile, Module};
 use crate::config::Config;
+use crate::low_rank::{Adapter, Spare};
 use crate::network::{Network, Session, SessionOptions};
 use crate::ops::{Batch, CacheShape, Device, Executor, Output, Reach, Write};
 use crate::weights::{Loader, Source};
@@ -33,6 +37,8 @@ pub(crate) struct Decoder<D: Device> {
     norm: D::Vector,
     /// `None` where the embedding is also the output matrix.
     output: Option<D::Matrix>,
+    adapters: RwLock<HashMap<u32, Arc<Adapter<D>>>>,
+    last_adapter: AtomicU32,
 }
 
 impl<D: Device> Decoder<D> {
@@ -105,7 +111,36 @@ impl<D: Device> Decoder<D> {
             layers,
             norm,
             output,
+            adapters: RwLock::default(),
+            last_adapter: AtomicU32::new(0),
         })
+    }
+
+    fn adapters(&self) -> RwLockReadGuard<'_, HashMap<u32, Arc<Adapter<D>>>> {
+        self.adapters.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The adapters of a step, each with the rows that ask for it.
+    fn adapted(&self, batch: Batch<'_>) -> Result<Vec<(Arc<Adapter<D>>, Vec<usize>)>> {
+        let mut out: Vec<(u32, Arc<Adapter<D>>, Vec<usize>)> = Vec::new();
+        for (index, row) in batch.rows.iter().enumerate() {
+            let id = match batch.adapters.get(row.table as usize) {
+                None | Some(0) => continue,
+                Some(id) => *id,
+            };
+            if let Some((_, _, rows)) = out.iter_mut().find(|(known, _, _)| *known == id) {
+                rows.push(index);
+                continue;
+            }
+            let adapter = self.adapters().get(&id).cloned();
+            let adapter = adapter
+                .ok_or_else(|| Error::Adapter(format!("adapter {id} is not loaded any more")))?;
+            out.push((id, adapter, vec![index]));
+        }
+        Ok(out
+            .into_iter()
+            .map(|(_, adapter, rows)| (adapter, rows))
+            .collect())
     }
 }
 
@@ -147,10 +182,34 @@ impl<D: Device> Network for Decoder<D> {
             angles: Default::default(),
             host_logits: Vec::new(),
             host_hidden: Vec::new(),
+            spare: Spare::new(rows),
             options,
             executor,
             model: self,
         }))
+    }
+
+    fn load_adapter(&self, file: AdapterFile) -> Result<u32> {
+        let adapter = Arc::new(Adapter::load(file, &self.config, &self.device)?);
+        let id = 1 + self.last_adapter.fetch_add(1, Ordering::Relaxed);
+        let mut adapters = self
+            .adapters
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        adapters.insert(id, adapter);
+        Ok(id)
+    }
+
+    fn unload_adapter(&self, adapter: u32) -> bool {
+        let mut adapters = self
+            .adapters
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        adapters.remove(&adapter).is_some()
+    }
+
+    fn has_adapter(&self, adapter: u32) -> bool {
+        self.adapters().contains_key(&adapter)
     }
 }
 
@@ -178,6 +237,7 @@ struct DecoderSession<D: Device> {
     angles: [Vec<f32>; 2],
     host_logits: Vec<f32>,
     host_hidden: Vec<f32>,
+    spare: Spare<D::Executor>,
 }
 
 impl<D: Device> Session for DecoderSession<D> {
@@ -219,95 +279,128 @@ impl<D: Device> Session for DecoderSession<D> {
                 config.vocabulary
             )));
         }
+        let adapted = model.adapted(batch)?;
+        let (q, kv) = (
+            shape.heads * shape.head_dim,
+            shape.kv_heads * shape.head_dim,
+        );
         let run = &mut self.executor;
         let epsilon = config.epsilon;
         config.angles(rows, &mut self.angles);
+        if run.begin(batch, shape, &[&self.angles[0], &self.angles[1]])? {
+            // Only steps whose rows all have logits are replayed.
+            run.read(&self.logits, logits.len(), &mut self.host_logits)?;
+            return Ok((&mut self.host_logits, &self.host_hidden));
+        }
         self.ids.clear();
         self.ids.extend(rows.iter().map(|row| row.token));
-        let replayed = run.begin(batch, shape, &[&self.angles[0], &self.angles[1]])?;
-        if !replayed {
-            run.embed(
-                &model.embedding,
-                &self.ids,
-                config.embedding_scale,
-                &mut self.stream,
+        run.embed(
+            &model.embedding,
+            &self.ids,
+            config.embedding_scale,
+            &mut self.stream,
+            Write::Set,
+        )?;
+        for (index, (layer, reach)) in model.layers.iter().zip(&config.reach).enumerate() {
+            let norm = &layer.attention_norm;
+            run.rms_norm(
+                &self.stream,
+                count,
+                norm,
+                epsilon,
+                &mut self.normed,
                 Write::Set,
             )?;
-            for (index, (layer, reach)) in model.layers.iter().zip(&config.reach).enumerate() {
-                let norm = &layer.attention_norm;
-                run.rms_norm(
-                    &self.stream,
-                    count,
-                    norm,
-                    epsilon,
-                    &mut self.normed,
-                    Write::Set,
-                )?;
-                run.matmul(&self.normed, count, &layer.qkv, &mut self.qkv, Write::Set)?;
-                if let Some(bias) = &layer.qkv_bias {
-                    run.add_bias(&mut self.qkv, count, bias)?;
-                }
-                if let Some((q, k)) = &layer.head_norms {
-                    run.head_norm(&mut self.qkv, count, shape, (q, k), epsilon)?;
-                }
-                let angles = &self.angles[usize::from(*reach != Reach::Causal)];
-                run.rope(&mut self.qkv, count, shape, angles)?;
-                run.store_kv(&self.qkv, batch, shape, index, &mut self.cache)?;
-                run.attention(
-                    &self.qkv,
-                    batch,
-                    shape,
-                    *reach,
-                    index,
-                    &self.cache,
-                    &mut self.attended,
-                )?;
-                let (attended, out) = (&self.attended, &layer.attention_out);
-                match &layer.post_norms {
-                    None => run.matmul(attended, count, out, &mut self.stream, Write::Add)?,
-                    Some((norm, _)) => {
-                        run.matmul(attended, count, out, &mut self.part, Write::Set)?;
-                        run.rms_norm(
-                            &self.part,
-                            count,
-                            norm,
-                            epsilon,
-                            &mut self.stream,
-                            Write::Add,
-                        )?;
+            run.matmul(&self.normed, count, &layer.qkv, &mut self.qkv, Write::Set)?;
+            for (adapter, rows) in &adapted {
+                let modules = [(Module::Q, 0), (Module::K, q), (Module::V, q + kv)];
+                let (spare, x) = (&mut self.spare, &self.normed);
+                adapter.apply(run, spare, (index, &modules), rows, x, &mut self.qkv)?;
+            }
+            if let Some(bias) = &layer.qkv_bias {
+                run.add_bias(&mut self.qkv, count, bias)?;
+            }
+            if let Some((q, k)) = &layer.head_norms {
+                run.head_norm(&mut self.qkv, count, shape, (q, k), epsilon)?;
+            }
+            let angles = &self.angles[usize::from(*reach != Reach::Causal)];
+            run.rope(&mut self.qkv, count, shape, angles)?;
+            run.store_kv(&self.qkv, batch, shape, index, &mut self.cache)?;
+            run.attention(
+                &self.qkv,
+                batch,
+                shape,
+                *reach,
+                index,
+                &self.cache,
+                &mut self.attended,
+            )?;
+            let (attended, out) = (&self.attended, &layer.attention_out);
+            let modules = [(Module::AttentionOut, 0)];
+            match &layer.post_norms {
+                None => {
+                    run.matmul(attended, count, out, &mut self.stream, Write::Add)?;
+                    for (adapter, rows) in &adapted {
+                        let (spare, out) = (&mut self.spare, &mut self.stream);
+                        adapter.apply(run, spare, (index, &modules), rows, attended, out)?;
                     }
                 }
-                let norm = &layer.ffn_norm;
-                run.rms_norm(
-                    &self.stream,
-                    count,
-                    norm,
-                    epsilon,
-                    &mut self.normed,
-                    Write::Set,
-                )?;
-                let gate_up = &layer.gate_up;
-                run.matmul(&self.normed, count, gate_up, &mut self.gate_up, Write::Set)?;
-                run.gated(&self.gate_up, count, config.activation, &mut self.gated)?;
-                match &layer.post_norms {
-                    None => run.matmul(
-                        &self.gated,
+                Some((norm, _)) => {
+                    run.matmul(attended, count, out, &mut self.part, Write::Set)?;
+                    for (adapter, rows) in &adapted {
+                        let (spare, out) = (&mut self.spare, &mut self.part);
+                        adapter.apply(run, spare, (index, &modules), rows, attended, out)?;
+                    }
+                    run.rms_norm(
+                        &self.part,
                         count,
-                        &layer.down,
+                        norm,
+                        epsilon,
                         &mut self.stream,
                         Write::Add,
-                    )?,
-                    Some((_, norm)) => {
-                        run.matmul(&self.gated, count, &layer.down, &mut self.part, Write::Set)?;
-                        run.rms_norm(
-                            &self.part,
-                            count,
-                            norm,
-                            epsilon,
-                            &mut self.stream,
-                            Write::Add,
-                        )?;
+                    )?;
+                }
+            }
+            let norm = &layer.ffn_norm;
+            run.rms_norm(
+                &self.stream,
+                count,
+                norm,
+                epsilon,
+                &mut self.normed,
+                Write::Set,
+            )?;
+            let gate_up = &layer.gate_up;
+            run.matmul(&self.normed, count, gate_up, &mut self.gate_up, Write::Set)?;
+            for (adapter, rows) in &adapted {
+                let modules = [(Module::Gate, 0), (Module::Up, config.hidden)];
+                let (spare, x) = (&mut self.spare, &self.normed);
+                adapter.apply(run, spare, (index, &modules), rows, x, &mut self.gate_up)?;
+            }
+            run.gated(&self.gate_up, count, config.activation, &mut self.gated)?;
+            let (gated, modules) = (&self.gated, [(Module::Down, 0)]);
+            match &layer.post_norms {
+                None => {
+                    run.matmul(gated, count, &layer.down, &mut self.stream, Write::Add)?;
+                    for (adapter, rows) in &adapted {
+                        let (spare, out) = (&mut self.spare, &mut self.stream);
+                        adapter.apply(run, spare, (index, &modules), rows, gated, out)?;
                     }
+                }
+                Some((_, norm)) => {
+                    run.matmul(gated, count, &layer.down, &mut self.part, Write::Set)?;
+                    for (adapter, rows) in &adapted {
+                        let (spare, out) = (&mut self.spare, &mut self.part);
+                        adapter.apply(run, spare, (index, &modules), rows, gated, out)?;
+                    }
+                    run.rms_norm(
+                        &self.part,
+                        count,
+                        norm,
+                        epsilon,
+                        &mut self.stream,
+                        Write::Add,
+                    )?;
                 }
             }
         }
@@ -315,31 +408,27 @@ impl<D: Device> Session for DecoderSession<D> {
             if chosen.is_empty() {
                 continue;
             }
-            if !replayed {
-                run.gather(&self.stream, &chosen, &mut self.chosen)?;
-                run.rms_norm(
-                    &self.chosen,
-                    chosen.len(),
-                    &model.norm,
-                    epsilon,
-                    &mut self.chosen_normed,
-                    Write::Set,
-                )?;
-            }
+            run.gather(&self.stream, &chosen, &mut self.chosen)?;
+            run.rms_norm(
+                &self.chosen,
+                chosen.len(),
+                &model.norm,
+                epsilon,
+                &mut self.chosen_normed,
+                Write::Set,
+            )?;
             if wanted == Output::Hidden {
                 run.read(&self.chosen_normed, chosen.len(), &mut self.host_hidden)?;
                 continue;
             }
-            if !replayed {
-                let matrix = model.output.as_ref().unwrap_or(&model.embedding);
-                run.matmul(
-                    &self.chosen_normed,
-                    chosen.len(),
-                    matrix,
-                    &mut self.logits,
-                    Write::Set,
-                )?;
-            }
+            let matrix = model.output.as_ref().unwrap_or(&model.embedding);
+            run.matmul(
+                &self.chosen_normed,
+                chosen.len(),
+                matrix,
+                &mut self.logits,
+                Write::Set,
+            )?;
             run.read(&self.logits, chosen.len(), &mut self.host_logits)?;
         }
         Ok((&mut self.host_logits, &self.host_hidden))

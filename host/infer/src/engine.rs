@@ -1,5 +1,6 @@
 //! The engine: a model that runs on a thread of its own and serves many requests at once.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::fairness::Tenants;
+use crate::grammar::{Grammars, Matching};
 use crate::network::SessionOptions;
 use crate::ops::PAGE_TOKENS;
 use crate::output::Output;
@@ -15,11 +17,16 @@ use crate::prefix::Namespace;
 use crate::sampling::Sampler;
 use crate::scheduler::{Scheduler, most_outputs};
 use crate::sequence::{Generating, Goal, Sequence, Terms, text_of};
-use crate::{Error, Event, GenerateRequest, Model, ModelKind, Prompt, Result, TokenScore};
+use crate::{
+    ChatMessage, Error, Event, GenerateRequest, Grammar, Model, ModelKind, Prompt, Result,
+    TokenScore,
+};
 
 /// Most strings of `stop` and of `ban`, and most bytes of each.
 const MOST_STRINGS: usize = 64;
 const LONGEST_STRING: usize = 4096;
+/// Texts of one call that are embedded at the same time.
+const EMBED_AT_ONCE: usize = 4;
 /// Most alternatives with a token.
 const MOST_LOGPROBS: u8 = 20;
 
@@ -160,6 +167,7 @@ struct Handle {
     kv_bytes_total: usize,
     /// Tokens that the KV memory holds.
     kv_tokens: usize,
+    grammars: Grammars,
 }
 
 impl Drop for Handle {
@@ -221,6 +229,7 @@ impl Engine {
                 options,
                 kv_bytes_total,
                 kv_tokens,
+                grammars: Grammars::default(),
             }),
         })
     }
@@ -236,21 +245,29 @@ impl Engine {
         let model = &self.handle.model;
         self.check_decoder()?;
         check(&request, model.vocabulary())?;
+        if let Some(adapter) = &request.adapter
+            && !model.has_adapter(adapter)
+        {
+            return Err(Error::Invalid(
+                "the adapter was loaded beside another model".into(),
+            ));
+        }
         let mut tokens = match request.prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) => self.text_tokens(&text)?,
             Prompt::Chat(messages) => {
-                self.check_length(
-                    messages
-                        .iter()
-                        .map(|m| m.content.len() + m.role.len())
-                        .sum(),
-                )?;
+                self.check_length(messages.iter().map(length).sum())?;
                 model.encode_chat(&messages, true)?
+            }
+            Prompt::Tools { messages, tools } => {
+                self.check_length(messages.iter().map(length).sum())?;
+                model.encode_tools(&messages, &tools)?
             }
         };
         self.check_length(request.continuation.len())?;
-        tokens.extend(model.tokenizer().encode_rest(&request.continuation));
+        let continuation = model.tokenizer().encode_rest(&request.continuation);
+        let grammar = self.matching(request.grammar.as_ref(), &continuation)?;
+        tokens.extend(continuation);
         let room = self.room(&tokens)?;
         let most = request
             .max_tokens
@@ -259,6 +276,7 @@ impl Engine {
         let goal = Goal::Generate(Box::new(Generating {
             sampler: Sampler::new(request.sampling, &tokens, model.vocabulary())?,
             text: Output::new(request.stop, request.ban),
+            grammar,
             events,
             most_tokens: tokens.len() + most.min(room),
             top: usize::from(request.logprobs.unwrap_or(0)),
@@ -271,8 +289,9 @@ impl Engine {
             tenant: request.tenant,
             namespace: Namespace {
                 salt: request.cache_salt,
-                adapter: 0,
+                adapter: u64::from(request.adapter.as_ref().map_or(0, |adapter| adapter.id())),
             },
+            adapter: request.adapter,
             deadline: request.deadline,
         };
         self.submit(goal, tokens, terms)?;
@@ -282,8 +301,36 @@ impl Engine {
         })
     }
 
+    /// The grammar's matcher, behind the text that is there already.
+    fn matching(
+        &self,
+        grammar: Option<&Grammar>,
+        continuation: &[u32],
+    ) -> Result<Option<Matching>> {
+        let Some(grammar) = grammar else {
+            return Ok(None);
+        };
+        let Handle {
+            model, grammars, ..
+        } = &*self.handle;
+        let mut matching = grammars.matching(grammar, model.tokenizer())?;
+        if matching.take_all(continuation)? {
+            Ok(Some(matching))
+        } else {
+            Err(Error::Invalid(
+                "the continuation does not follow the grammar".into(),
+            ))
+        }
+    }
+
     /// How likely each token of a text is after those before it.
     pub async fn score(&self, text: &str) -> Result<Vec<TokenScore>> {
+        self.score_with(text, 0).await
+    }
+
+    /// The same, with the `top` likeliest tokens at each place (at most 20).
+    pub async fn score_with(&self, text: &str, top: u8) -> Result<Vec<TokenScore>> {
+        check_top(top)?;
         let model = &self.handle.model;
         self.check_decoder()?;
         let tokens = self.text_tokens(text)?;
@@ -297,11 +344,13 @@ impl Engine {
             text: text_of(model, *id),
             logprob: None,
             entropy: 0.0,
+            top: Vec::new(),
         });
         let (reply, receiver) = oneshot::channel();
         self.submit(
             Goal::Score {
                 scores: first.into_iter().collect(),
+                top: usize::from(top),
                 reply,
             },
             tokens,
@@ -312,11 +361,30 @@ impl Engine {
 
     /// One vector for each text: the mean of the last hidden states, of length 1.
     pub async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
-        let mut out = Vec::with_capacity(texts.len());
-        for text in texts {
+        let last = self.handle.model.tokenizer().last();
+        let tokens = texts.iter().map(|text| {
             let mut tokens = self.text_tokens(text)?;
-            tokens.extend(self.handle.model.tokenizer().last());
-            self.room(&tokens)?;
+            tokens.extend(last);
+            Ok(tokens)
+        });
+        self.embed_tokens(tokens.collect::<Result<Vec<_>>>()?).await
+    }
+
+    /// The same for texts that are token ids already.
+    pub async fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>> {
+        for tokens in &texts {
+            check_ids(tokens, self.handle.model.vocabulary())?;
+            self.room(tokens)?;
+        }
+        let mut out = Vec::with_capacity(texts.len());
+        let mut waiting = VecDeque::new();
+        for tokens in texts {
+            // A few at once, so that a step has several texts, and a long list leaves the queue to others.
+            if waiting.len() >= EMBED_AT_ONCE
+                && let Some(first) = waiting.pop_front()
+            {
+                out.push(answer(first).await?);
+            }
             let (reply, receiver) = oneshot::channel();
             self.submit(
                 Goal::Embed {
@@ -326,7 +394,10 @@ impl Engine {
                 tokens,
                 Terms::default(),
             )?;
-            out.push(receiver.await.map_err(|_| Error::Stopped)??);
+            waiting.push_back(receiver);
+        }
+        for receiver in waiting {
+            out.push(answer(receiver).await?);
         }
         Ok(out)
     }
@@ -458,6 +529,19 @@ impl Engine {
     }
 }
 
+/// Bytes of a message that become tokens.
+fn length(message: &ChatMessage) -> usize {
+    let calls = message.tool_calls.iter();
+    message.content.len()
+        + message.role.len()
+        + calls.map(|call| call.arguments.len()).sum::<usize>()
+}
+
+/// What the engine replied, or that it is gone.
+async fn answer<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
+    receiver.await.map_err(|_| Error::Stopped)?
+}
+
 /// Checks what does not depend on the prompt.
 fn check(request: &GenerateRequest, vocabulary: usize) -> Result<()> {
     for (name, strings) in [("stop", &request.stop), ("ban", &request.ban)] {
@@ -470,22 +554,32 @@ fn check(request: &GenerateRequest, vocabulary: usize) -> Result<()> {
             return Err(Error::Invalid(format!("{name} must be {limits}")));
         }
     }
-    if request.logprobs.is_some_and(|top| top > MOST_LOGPROBS) {
+    check_top(request.logprobs.unwrap_or(0))?;
+    if request.max_tokens == Some(0) {
+        return Err(Error::Invalid("max_tokens must be at least 1".into()));
+    }
+    match &request.prompt {
+        Prompt::Tokens(tokens) => check_ids(tokens, vocabulary),
+        _ => Ok(()),
+    }
+}
+
+fn check_top(top: u8) -> Result<()> {
+    if top > MOST_LOGPROBS {
         return Err(Error::Invalid(format!(
             "logprobs must be at most {MOST_LOGPROBS}"
         )));
     }
-    if request.max_tokens == Some(0) {
-        return Err(Error::Invalid("max_tokens must be at least 1".into()));
-    }
-    if let Prompt::Tokens(tokens) = &request.prompt
-        && let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary)
-    {
-        return Err(Error::Invalid(format!(
-            "the prompt's token {id} is beyond the vocabulary of {vocabulary}"
-        )));
-    }
     Ok(())
+}
+
+fn check_ids(tokens: &[u32], vocabulary: usize) -> Result<()> {
+    match tokens.iter().find(|id| **id as usize >= vocabulary) {
+        Some(id) => Err(Error::Invalid(format!(
+            "the prompt's token {id} is beyond the vocabulary of {vocabulary}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A request under way. Dropping it cancels the request within one token.

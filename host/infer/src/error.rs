@@ -27,12 +27,18 @@ pub enum Error {
     /// The file is sound, but holds something that this version cannot run.
     #[error("unsupported model: {0}")]
     Unsupported(String),
+    /// An adapter's folder is not sound, or is for another base. What it says names the field or the tensor.
+    #[error("adapter: {0}")]
+    Adapter(String),
     /// The chat template failed on these messages.
     #[error("chat template: {0}")]
     Template(String),
     /// A field of the request is out of its range.
     #[error("invalid request: {0}")]
     Invalid(String),
+    /// The request's grammar can not be followed, or not by this core. What it says names the keyword.
+    #[error("{0}")]
+    Grammar(String),
     /// The prompt (and the answer text to continue) leaves no room for a token in the model's context.
     #[error(
         "the prompt has {tokens} tokens, but the model's context holds {limit}; shorten the prompt"

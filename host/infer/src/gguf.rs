@@ -474,6 +474,22 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_do_not_hold_whole_blocks_are_refused_by_name() {
+        for kind in TensorType::ALL
+            .into_iter()
+            .filter(|kind| kind.block_len() > 1)
+        {
+            let columns = kind.block_len() * 5 / 2;
+            let bytes = GgufBuilder::new()
+                .tensor("t", kind, columns, 2, &[0; 4096])
+                .build();
+            let error = parse(&bytes).unwrap_err().to_string();
+            let wanted = format!("rows of {columns} are no multiple of {kind}'s blocks");
+            assert!(error.contains(&wanted), "{error}");
+        }
+    }
+
+    #[test]
     fn an_overflowing_shape_is_refused_by_name() {
         for (columns, rows) in [(usize::MAX / 8, 64), (1 << 40, 1 << 40)] {
             let bytes = GgufBuilder::new()

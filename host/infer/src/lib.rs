@@ -10,9 +10,10 @@
 //! `pace` and `prefix`)
 //! -> `network` (what runs a step) -> `keys` and `config` (a decoder's numbers), `weights` (its tensors) and `decoder`
 //! (its graph), or `encoder` (BERT's) -> `ops` (the operations that the graphs need) -> `cpu` (those operations on a
-//! processor; `quant` knows the tensor types) or `cuda` (on a GPU; `device` chooses) -> `sampling` (logits to a token)
-//! -> `output` (tokens to text that may leave).
+//! processor; `quant` knows the tensor types) or `cuda` (on a GPU; `device` chooses) -> `grammar` (which tokens may come)
+//! and `sampling` (logits to a token) -> `output` (tokens to text that may leave).
 
+mod adapter;
 pub mod bench;
 mod chat;
 mod config;
@@ -26,9 +27,13 @@ mod error;
 mod fairness;
 mod folder;
 mod gguf;
+mod grammar;
+#[cfg(test)]
+mod grammar_tests;
 mod json_encoding;
 mod keys;
 mod limits;
+mod low_rank;
 mod memory;
 mod model;
 mod network;
@@ -48,13 +53,16 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod tools;
 mod weights;
 
 pub use device::{DeviceChoice, Gpu, GpuReport, gpus};
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};
-pub use model::{Model, ModelInfo, ModelKind, ModelOptions, Precision};
+pub use grammar::Grammar;
+pub use model::{Adapter, Model, ModelInfo, ModelKind, ModelOptions, Precision};
 pub use request::{
     ChatMessage, Event, Finish, FinishReason, GenerateRequest, Priority, Prompt, Sampling, Token,
     TokenScore, TopToken, Usage,
 };
+pub use tools::{CALL_BEGINS, CALL_ENDS, Tool, ToolCall};

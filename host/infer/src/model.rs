@@ -1,9 +1,12 @@
 //! A model: its file's weights, tokenizer and chat template, ready to run.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
+use crate::adapter::AdapterFile;
 use crate::chat::ChatTemplate;
 use crate::config::{Config, Family};
 use crate::cpu::Cpu;
@@ -85,6 +88,41 @@ pub struct Model {
     template: std::result::Result<ChatTemplate, String>,
     network: Arc<dyn Network>,
     kind: ModelKind,
+    /// The file with the weights, or the folder.
+    path: PathBuf,
+}
+
+/// A LoRA adapter beside its model's weights. It is unloaded when the last holder, a request among them, is gone.
+pub struct Adapter {
+    id: u32,
+    network: Arc<dyn Network>,
+}
+
+impl Adapter {
+    /// Its number among the adapters of its model.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+impl PartialEq for Adapter {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && Arc::ptr_eq(&self.network, &other.network)
+    }
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        self.network.unload_adapter(self.id);
+    }
 }
 
 impl std::fmt::Debug for Model {
@@ -135,6 +173,7 @@ impl Model {
             template,
             network,
             kind: ModelKind::Decoder,
+            path: path.to_owned(),
         }))
     }
 
@@ -168,12 +207,58 @@ impl Model {
             template,
             network,
             kind,
+            path: folder.path().to_owned(),
         }))
     }
 
     /// Whether it generates, or embeds alone.
     pub fn kind(&self) -> ModelKind {
         self.kind
+    }
+
+    /// Loads a LoRA adapter in PEFT's format: the folder with `adapter_config.json` and `adapter_model.safetensors`.
+    /// Requests name it in [`crate::GenerateRequest::adapter`]; each request of a batch may have its own.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`]: the folder is not sound, or the adapter is for another base. Where the adapter says which
+    /// file its base was (`millgate.base_sha256` in its config), this model's file must be that one.
+    pub fn load_adapter(&self, folder: &Path) -> Result<Arc<Adapter>> {
+        let file = AdapterFile::open(folder)?;
+        if let Some(wanted) = &file.base_sha256 {
+            let found = self.file_sha256()?;
+            if *wanted != found {
+                return Err(Error::Adapter(format!(
+                    "it is for the base with SHA-256 {wanted}, but {} has {found}; load it beside that base",
+                    self.path.display()
+                )));
+            }
+        }
+        Ok(Arc::new(Adapter {
+            id: self.network.load_adapter(file)?,
+            network: Arc::clone(&self.network),
+        }))
+    }
+
+    /// Whether an adapter was loaded beside this very model.
+    pub(crate) fn has_adapter(&self, adapter: &Adapter) -> bool {
+        Arc::ptr_eq(&self.network, &adapter.network) && self.network.has_adapter(adapter.id)
+    }
+
+    /// SHA-256 of the file with the weights, in hexadecimal. Reads all of it.
+    fn file_sha256(&self) -> Result<String> {
+        let path = match self.path.is_dir() {
+            true => self.path.join("model.safetensors"),
+            false => self.path.clone(),
+        };
+        let mut hasher = Sha256::new();
+        std::fs::File::open(&path)
+            .and_then(|mut file| std::io::copy(&mut file, &mut hasher))
+            .map_err(|source| Error::Io { path, source })?;
+        Ok(hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect())
     }
 
     /// What the file says of the model.
@@ -217,9 +302,29 @@ impl Model {
             .encode(messages, add_generation_prompt, &self.tokenizer)
     }
 
+    /// Token ids of a conversation with tools ([`crate::Prompt::Tools`]).
+    pub(crate) fn encode_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[crate::Tool],
+    ) -> Result<Vec<u32>> {
+        self.template()?
+            .encode_tools(messages, tools, true, &self.tokenizer)
+    }
+
     /// The logits after each token of a sequence, `vocabulary()` for each: the model's answer to a given text
     /// (teacher forcing). `chunk` tokens are computed at once: 1 takes the way of decoding, more that of a prompt.
     pub fn logits(&self, tokens: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>> {
+        self.adapted_logits(tokens, chunk, None)
+    }
+
+    /// The same with an adapter.
+    pub fn adapted_logits(
+        &self,
+        tokens: &[u32],
+        chunk: usize,
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<Vec<f32>>> {
         if self.kind == ModelKind::Encoder {
             return Err(Error::Invalid("an encoder has no logits".into()));
         }
@@ -260,6 +365,7 @@ impl Model {
             let (logits, _) = session.step(Batch {
                 rows: &rows,
                 tables: &[&table],
+                adapters: &[adapter.map_or(0, Adapter::id)],
             })?;
             out.extend(logits.chunks_exact(self.vocabulary()).map(<[f32]>::to_vec));
         }

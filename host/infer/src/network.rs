@@ -2,13 +2,31 @@
 
 use std::sync::Arc;
 
-use crate::Result;
+use crate::adapter::AdapterFile;
 use crate::ops::Batch;
+use crate::{Error, Result};
 
 /// A model that can run.
 pub(crate) trait Network: Send + Sync {
     /// What one step at a time runs on: its own threads, buffers and KV pages.
     fn session(self: Arc<Self>, options: SessionOptions) -> Result<Box<dyn Session>>;
+
+    /// Puts an adapter beside the weights, and gives its number, which no other adapter of this model ever has.
+    fn load_adapter(&self, _file: AdapterFile) -> Result<u32> {
+        Err(Error::Unsupported(
+            "adapters on models that generate no text".into(),
+        ))
+    }
+
+    /// Takes an adapter away; steps under way keep it. False where there is none.
+    fn unload_adapter(&self, _adapter: u32) -> bool {
+        false
+    }
+
+    /// Whether there is an adapter of this number.
+    fn has_adapter(&self, _adapter: u32) -> bool {
+        false
+    }
 }
 
 /// The limits of a session.

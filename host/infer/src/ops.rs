@@ -64,6 +64,8 @@ pub(crate) struct Row {
 pub(crate) struct Batch<'a> {
     pub(crate) rows: &'a [Row],
     pub(crate) tables: &'a [&'a [u32]],
+    /// The adapter of each table's sequence; 0 is the model itself. Empty: none has one.
+    pub(crate) adapters: &'a [u32],
 }
 
 /// What a step is to give for a row.
@@ -151,7 +153,7 @@ pub(crate) trait Executor: Send + 'static {
 
     /// Starts a step: what its operations need of the batch, and the angles that it will rotate by, may be sent to the
     /// device here. True where the device has the step's operations up to [`Self::read`] from an earlier step of the same
-    /// layout, and has started them: then only `read` is left to do.
+    /// layout, and has started them: then only `read` is left to do. Such a step has logits for each of its rows.
     fn begin(&mut self, _batch: Batch<'_>, _shape: HeadShape, _angles: &[&[f32]]) -> Result<bool> {
         Ok(false)
     }
@@ -251,6 +253,14 @@ pub(crate) trait Executor: Send + 'static {
     fn gelu(&mut self, x: &mut Self::Buffer, rows: usize) -> Result<()>;
     /// out[i] = x[rows[i]].
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<()>;
+    /// out[rows[i]][at..] += x[i], over the width of `x`. The rows are all different.
+    fn scatter_add(
+        &mut self,
+        x: &Self::Buffer,
+        rows: &[usize],
+        out: &mut Self::Buffer,
+        at: usize,
+    ) -> Result<()>;
     /// Copies the first `rows` rows to the host.
     fn read(&mut self, x: &Self::Buffer, rows: usize, out: &mut Vec<f32>) -> Result<()>;
 }

@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Adapter;
+use crate::grammar::Grammar;
+use crate::tools::{Tool, ToolCall};
+
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
@@ -12,6 +16,9 @@ pub struct ChatMessage {
     pub role: String,
     /// The text. It can not forge special tokens: they are read in the template's own text alone.
     pub content: String,
+    /// The calls of tools that an assistant's message made after its text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 impl ChatMessage {
@@ -20,6 +27,7 @@ impl ChatMessage {
         Self {
             role: role.into(),
             content: content.into(),
+            tool_calls: Vec::new(),
         }
     }
 }
@@ -29,6 +37,13 @@ impl ChatMessage {
 pub enum Prompt {
     /// A conversation, rendered with the model's chat template and an opened assistant turn.
     Chat(Vec<ChatMessage>),
+    /// A conversation in which tools may be called, or were. How a call is written: [`Grammar::Tools`].
+    Tools {
+        /// The messages; a result has the role `tool`.
+        messages: Vec<ChatMessage>,
+        /// What the model is told of; none where there are only calls of before.
+        tools: Vec<Tool>,
+    },
     /// Plain text; special tokens written in it are not special.
     Text(String),
     /// Token ids as they are.
@@ -116,6 +131,11 @@ pub struct GenerateRequest {
     pub ban: Vec<String>,
     /// With each token, its n likeliest alternatives (at most 20).
     pub logprobs: Option<u8>,
+    /// What the answer must look like: only tokens that follow it are picked, and it ends only where it is
+    /// complete, or at `max_tokens`. The continuation, where there is one, is a part of that answer.
+    pub grammar: Option<Grammar>,
+    /// The adapter that it is computed with, of the same model; `None` is the model itself.
+    pub adapter: Option<Arc<Adapter>>,
     /// Its place in the queue.
     pub priority: Priority,
     /// Whose request it is. Tenants whose requests wait are served equally many tokens, and share the queue; the name
@@ -144,6 +164,8 @@ impl GenerateRequest {
             stop: Vec::new(),
             ban: Vec::new(),
             logprobs: None,
+            grammar: None,
+            adapter: None,
             priority: Priority::Normal,
             tenant: Arc::default(),
             cache_salt: 0,
@@ -208,6 +230,8 @@ pub struct TokenScore {
     pub logprob: Option<f32>,
     /// Entropy of the model's distribution at its place, in nats; 0 for the first token.
     pub entropy: f32,
+    /// The likeliest tokens at its place, best first; as many as asked for.
+    pub top: Vec<TopToken>,
 }
 
 /// Why a generation ended.

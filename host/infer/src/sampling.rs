@@ -7,6 +7,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::cpu::kernels::{Level, exp_all, exp_sums};
+use crate::grammar::Matching;
 use crate::{Error, Result, Sampling};
 
 /// A token that was picked, and how the model saw it before penalties, temperature and filters.
@@ -77,7 +78,7 @@ fn better(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
 }
 
 /// The `count` best of the logits, best first.
-fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+pub(crate) fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     if count == 0 {
         return Vec::new();
     }
@@ -173,19 +174,61 @@ impl Sampler {
 
     /// Picks a token that is none of `banned`. Changes the logits.
     pub(crate) fn pick(&mut self, logits: &mut [f32], banned: &[u32], top: usize) -> Result<Pick> {
+        self.pick_with(logits, banned, top, |_, _| Ok(true))
+    }
+
+    /// Picks a token that is none of `banned` and that the grammar has next; `ends` knows the tokens that end
+    /// an answer. What a greedy answer wants is looked at alone: nearly always the grammar has it, and the
+    /// mask over the vocabulary is not needed.
+    pub(crate) fn pick_of(
+        &mut self,
+        logits: &mut [f32],
+        banned: &[u32],
+        top: usize,
+        grammar: &mut Matching,
+        ends: &dyn Fn(u32) -> bool,
+    ) -> Result<Pick> {
+        self.pick_with(logits, banned, top, |logits, greedy| {
+            if greedy {
+                let best = likeliest(logits).filter(|id| logits[*id as usize] > f32::NEG_INFINITY);
+                if let Some(id) = best
+                    && grammar.allows(id, ends(id))?
+                {
+                    return Ok(true);
+                }
+            }
+            grammar.mask(logits)?;
+            Ok(false)
+        })
+    }
+
+    /// `narrow` takes tokens out of the logits, once biases, penalties and bans are in them; it is told whether
+    /// only the likeliest matters, and says whether that was left as it was.
+    fn pick_with(
+        &mut self,
+        logits: &mut [f32],
+        banned: &[u32],
+        top: usize,
+        narrow: impl FnOnce(&mut [f32], bool) -> Result<bool>,
+    ) -> Result<Pick> {
         let distribution = Distribution::of(logits)?;
         let top = best(logits, top)
             .into_iter()
             .map(|(id, logit)| (id, distribution.logprob(logit)))
             .collect();
         let changed = self.adjust(logits, banned);
-        let id = if self.sampling.temperature == 0.0 {
+        let greedy = self.sampling.temperature == 0.0;
+        let free = narrow(logits, greedy)?;
+        let id = if greedy {
             likeliest(logits)
         } else {
             self.draw(logits)
         };
         let Some(id) = id.filter(|id| logits[*id as usize] > f32::NEG_INFINITY) else {
-            return Err(Error::Invalid("every token is banned".into()));
+            return Err(Error::Invalid(match free {
+                true => "every token is banned".into(),
+                false => "every token that the grammar has next is banned".into(),
+            }));
         };
         let raw = changed
             .iter()

@@ -240,9 +240,11 @@ impl Scheduler {
         }
         let began = Instant::now();
         let tables: Vec<&[u32]> = self.active.iter().map(|s| s.table.as_slice()).collect();
+        let adapters: Vec<u32> = self.active.iter().map(Sequence::adapter).collect();
         let outcome = self.session.step(Batch {
             rows: &self.rows,
             tables: &tables,
+            adapters: &adapters,
         });
         let (logits, hidden) = match outcome {
             Ok(outputs) => outputs,

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::grammar::Matching;
 use crate::model::Model;
 use crate::ops::PAGE_TOKENS;
 use crate::output::{Found, Output as Text};
 use crate::prefix::{Namespace, Pages};
-use crate::sampling::{Distribution, Pick, Sampler};
+use crate::sampling::{Distribution, Pick, Sampler, best};
 use crate::{
-    Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore, TopToken, Usage,
+    Adapter, Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore, TopToken,
+    Usage,
 };
 
 /// Rewinds that one generation may use to keep a banned string out.
@@ -24,6 +26,8 @@ pub(crate) enum Goal {
     /// The likelihood of the tokens that are there.
     Score {
         scores: Vec<TokenScore>,
+        /// Alternatives wanted with each token.
+        top: usize,
         reply: Reply<Vec<TokenScore>>,
     },
     /// The mean of the hidden states.
@@ -40,6 +44,8 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 pub(crate) struct Generating {
     pub(crate) sampler: Sampler,
     pub(crate) text: Text,
+    /// Where the answer is in its grammar.
+    pub(crate) grammar: Option<Matching>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// Length of `tokens` at which it ends.
     pub(crate) most_tokens: usize,
@@ -84,6 +90,8 @@ pub(crate) struct Terms {
     pub(crate) priority: Priority,
     pub(crate) tenant: Arc<str>,
     pub(crate) namespace: Namespace,
+    /// Keeps the adapter loaded as long as the request.
+    pub(crate) adapter: Option<Arc<Adapter>>,
     pub(crate) deadline: Option<Instant>,
 }
 
@@ -94,12 +102,21 @@ impl Default for Terms {
             priority: Priority::Low,
             tenant: Arc::default(),
             namespace: Namespace::default(),
+            adapter: None,
             deadline: None,
         }
     }
 }
 
 impl Sequence {
+    /// The number of its adapter; 0 is the model itself.
+    pub(crate) fn adapter(&self) -> u32 {
+        self.terms
+            .adapter
+            .as_ref()
+            .map_or(0, |adapter| adapter.id())
+    }
+
     /// Whether whoever asked has gone.
     pub(crate) fn abandoned(&self) -> bool {
         match &self.goal {
@@ -202,7 +219,7 @@ impl Sequence {
         self.used = position + 1;
         match &mut self.goal {
             Goal::Generate(_) => self.next_token(logits, model),
-            Goal::Score { scores, .. } => {
+            Goal::Score { scores, top, .. } => {
                 let distribution = Distribution::of(logits)?;
                 if let Some(id) = self.tokens.get(position + 1) {
                     let logprob = Some(distribution.logprob(logits[*id as usize]));
@@ -211,6 +228,14 @@ impl Sequence {
                         text: text_of(model, *id),
                         logprob,
                         entropy: distribution.entropy,
+                        top: best(logits, *top)
+                            .into_iter()
+                            .map(|(id, logit)| TopToken {
+                                id,
+                                text: text_of(model, id),
+                                logprob: distribution.logprob(logit),
+                            })
+                            .collect(),
                     });
                 }
                 Ok(position + 1 == self.tokens.len())
@@ -233,7 +258,7 @@ impl Sequence {
     pub(crate) fn reply(self) {
         match self.goal {
             Goal::Generate(_) => {}
-            Goal::Score { scores, reply } => drop(reply.send(Ok(scores))),
+            Goal::Score { scores, reply, .. } => drop(reply.send(Ok(scores))),
             Goal::Embed { mut sum, reply } => {
                 // The length of the mean is that of the sum: one division makes it 1.
                 let length = sum
@@ -268,7 +293,15 @@ impl Sequence {
             logprob,
             entropy,
             top,
-        } = generating.sampler.pick(logits, &banned, generating.top)?;
+        } = match &mut generating.grammar {
+            None => generating.sampler.pick(logits, &banned, generating.top)?,
+            Some(grammar) => {
+                let ends = |id| tokenizer.is_end(id);
+                generating
+                    .sampler
+                    .pick_of(logits, &banned, generating.top, grammar, &ends)?
+            }
+        };
         generating.first_token.get_or_insert_with(Instant::now);
         self.tokens.push(id);
         if tokenizer.is_end(id) {
@@ -276,6 +309,11 @@ impl Sequence {
             return Ok(true);
         }
         generating.sampler.note(id);
+        let mut complete = false;
+        if let Some(grammar) = &mut generating.grammar {
+            grammar.take(id)?;
+            complete = grammar.complete();
+        }
         let bytes = if tokenizer.is_control(id) {
             &[]
         } else {
@@ -314,6 +352,9 @@ impl Sequence {
                 for id in &self.tokens[place..] {
                     generating.sampler.forget(*id);
                 }
+                if let Some(grammar) = &mut generating.grammar {
+                    grammar.take_back(self.tokens.len() - place)?;
+                }
                 // Bans further on were made after tokens that are gone now.
                 generating.banned.retain(|(at, _)| *at <= place);
                 generating.banned.push((place, self.tokens[place]));
@@ -326,6 +367,11 @@ impl Sequence {
         }
         while let Some(token) = generating.text.next() {
             let _ = generating.events.send(Event::Token(token));
+        }
+        if complete {
+            // Nothing but the end could follow: it is not worth a step.
+            self.finish(FinishReason::Stop, None, None);
+            return Ok(true);
         }
         if self.tokens.len() >= generating.most_tokens {
             self.finish(FinishReason::Length, None, None);

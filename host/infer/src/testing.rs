@@ -153,7 +153,12 @@ pub(crate) fn random_tensor(kind: TensorType, elements: usize, seed: u64) -> Vec
 /// A llama of two layers with random weights of one type: all bytes and two control tokens as vocabulary,
 /// grouped-query attention, a context of `context` tokens.
 pub(crate) fn tiny_llama(kind: TensorType, context: u32) -> Vec<u8> {
-    let (width, hidden, heads, kv_heads, head_dim, vocabulary) = (64, 96, 4, 2, 16, 258);
+    // Every row holds whole blocks.
+    let (width, hidden, head_dim) = match kind.block_len() {
+        256 => (256, 256, 64),
+        _ => (64, 96, 16),
+    };
+    let (heads, kv_heads, vocabulary) = (4, 2, 258);
     let mut tokens: Vec<String> = crate::tokenizer::byte_alphabet()
         .iter()
         .map(char::to_string)

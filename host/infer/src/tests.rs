@@ -1,5 +1,6 @@
 //! The crate as a whole, on a tiny model with random weights.
 
+mod adapters;
 mod serving;
 
 use std::sync::Arc;
@@ -482,16 +483,7 @@ fn requests_out_of_range_are_refused_by_name() {
 #[test]
 fn every_tensor_type_gives_the_exact_paths_logits() {
     let tokens: Vec<u32> = b"teacher forced".iter().map(|b| u32::from(*b)).collect();
-    for kind in [
-        TensorType::F32,
-        TensorType::F16,
-        TensorType::Bf16,
-        TensorType::Q4_0,
-        TensorType::Q4_1,
-        TensorType::Q5_0,
-        TensorType::Q5_1,
-        TensorType::Q8_0,
-    ] {
+    for kind in TensorType::ALL {
         let bytes = tiny_llama(kind, 64);
         let logits = |precision, plain_kernels| {
             let options = ModelOptions {
@@ -517,7 +509,9 @@ fn every_tensor_type_gives_the_exact_paths_logits() {
                 .zip(&other)
                 .map(|(a, b)| (a - b).abs())
                 .fold(0f32, f32::max);
-            assert!(worst < 1e-2, "{kind}: {worst}");
+            // The models of the K types are wider, and their logits larger.
+            let largest = exact.iter().fold(1f32, |most, x| most.max(x.abs()));
+            assert!(worst < 1e-2 * largest, "{kind}: {worst} of {largest}");
         }
     }
 }
@@ -561,8 +555,9 @@ proptest! {
     #[test]
     fn a_damaged_model_is_refused_or_runs_and_never_panics(
         damage in prop::collection::vec((0.0f64..1.0, any::<u8>()), 1..4), header in any::<bool>(), cut in 0.0f64..1.3,
+        kind in prop::sample::select(&[TensorType::Q4_1, TensorType::Iq4Nl, TensorType::Q5K]),
     ) {
-        let mut bytes = tiny_llama(TensorType::Q4_1, 64);
+        let mut bytes = tiny_llama(kind, 64);
         // Most of the file is weights: aim at the header every second time.
         let span = if header { bytes.len() / 8 } else { bytes.len() };
         for (at, value) in damage {

@@ -10,6 +10,7 @@ use millgate_infer::{
     ChatMessage, Engine, EngineOptions, Error, GenerateRequest, Model, ModelKind, ModelOptions,
     Precision, Prompt,
 };
+use proptest::prelude::*;
 use serde::Deserialize;
 
 fn folder() -> PathBuf {
@@ -224,7 +225,7 @@ struct Text {
 fn the_published_gemma_has_the_references_ids_logits_and_top_tokens() {
     let path = PathBuf::from(std::env::var_os("MILLGATE_GEMMA").unwrap());
     let texts: Vec<Text> = golden(&folder().join("gemma.json.gz"));
-    assert!(texts.len() == 3 && texts[2].ids.len() > 600);
+    assert!(texts.len() == 3 && texts[2].ids.len() > 560);
     for (options, most) in [(exact(), 2e-2), (ModelOptions::default(), 0.3)] {
         let model = Model::open(&path, &options).unwrap();
         let (mut worst, mut sum, mut count, mut checked) = (0f32, 0.0, 0, 0);
@@ -380,5 +381,33 @@ fn a_folder_that_lies_is_refused_by_name() {
     for file in ["model.safetensors", "config.json", "tokenizer.json"] {
         let error = changed("llama", cut(file));
         assert!(error.contains(file), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn a_damaged_folder_is_refused_or_runs_and_never_panics(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"0123456789-.,:\"{}[]enu".as_slice())), 1..4),
+        of_config in any::<bool>(), name in prop::sample::select(&["qwen3", "gemma3", "bert"]),
+    ) {
+        let copy = tempfile::tempdir().unwrap();
+        let source = folder().join("models").join(name);
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+            if let Ok(mut bytes) = std::fs::read(source.join(file)) {
+                if of_config && file == "config.json" || !of_config && file == "model.safetensors" {
+                    // Of the weights' file, the header.
+                    let span = bytes.len().min(2000);
+                    for (at, value) in &damage {
+                        bytes[at.index(span)] = *value;
+                    }
+                }
+                std::fs::write(copy.path().join(file), bytes).unwrap();
+            }
+        }
+        if let Ok(model) = Model::open(copy.path(), &ModelOptions::default()) {
+            let _ = model.logits(&[1, 2, 3], 2);
+        }
     }
 }

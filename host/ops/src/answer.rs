@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    request::Fields,
+    raw::Fields,
     response::Usage,
     splice::{self, span_in},
 };

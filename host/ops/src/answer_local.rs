@@ -7,12 +7,16 @@ use futures::{Stream as _, stream::BoxStream};
 use millgate_infer::{self as infer, Token};
 
 use crate::{
-    chain::{Chain, Flow, Released},
+    chain::Flow,
     error::ApiError,
     flight::Flight,
     local::{self, LocalRequest},
     model::LanguageModel,
-    response::{Choice, Completion, Delta, Event, FinishReason, TokenLogprob, Usage},
+    outlet::{Out, Outlet},
+    response::{
+        Choice, Completion, Delta, Event, FinishReason, TokenLogprob, ToolCall, ToolCallStart,
+        Usage,
+    },
     tokens::TokenHold,
     trace::Finish,
 };
@@ -38,11 +42,11 @@ struct LocalChoice {
     /// `None`: finished.
     events: Option<BoxStream<'static, infer::Event>>,
     request: infer::GenerateRequest,
-    chain: Option<Chain>,
+    outlet: Outlet,
     hold: TokenHold,
     /// What the model said.
     source: String,
-    /// What has left.
+    /// What has left, calls of tools included: in the order that it left in.
     left: String,
     /// Bytes that a restarted chain still has to say again before anything new leaves.
     said_again: usize,
@@ -75,21 +79,28 @@ impl LocalAnswer {
     }
 
     /// Begins all choices.
-    pub(crate) fn start(&mut self, n: u32) -> infer::Result<()> {
+    pub(crate) async fn start(&mut self, n: u32) -> infer::Result<()> {
+        let echo = self.echo().await?;
         for index in 0..n {
             let request = self.asked.choice(index);
-            let events = self.model.generate(request.clone())?;
+            let events = match self.asked.only_echo {
+                true => local::nothing(self.usage.prompt_tokens),
+                // A grammar takes time to compile: not on a thread that serves others.
+                false if request.grammar.is_some() => {
+                    let (model, request) = (self.model.clone(), request.clone());
+                    let begun = tokio::task::spawn_blocking(move || model.generate(request)).await;
+                    begun.map_err(|_| infer::Error::Stopped)??
+                }
+                false => self.model.generate(request.clone())?,
+            };
             let stages = self.flight.pipeline.output.iter().enumerate();
-            let chain = (!self.flight.pipeline.output.is_empty()).then(|| {
-                let placed: Vec<_> = stages
-                    .map(|(index, stage)| (self.flight.output_record(index), stage.clone()))
-                    .collect();
-                Chain::new(placed, &self.flight.context)
-            });
+            let placed: Vec<_> = stages
+                .map(|(index, stage)| (self.flight.output_record(index), stage.clone()))
+                .collect();
             self.choices.push(LocalChoice {
                 events: Some(events),
                 request,
-                chain,
+                outlet: Outlet::new(self.asked.form, placed, &self.flight.context),
                 hold: TokenHold::default(),
                 source: String::new(),
                 left: String::new(),
@@ -99,16 +110,37 @@ impl LocalAnswer {
                 regenerations: 0,
                 finish: FinishReason::Stop,
             });
-            // The prompt was checked on its way in.
-            if let Some(text) = &self.asked.echo {
+            if let Some((text, logprobs)) = &echo {
                 self.pending.push_back(Event::Delta(Delta {
                     choice: index,
                     text: text.clone(),
-                    logprobs: None,
+                    logprobs: logprobs.clone(),
                 }));
             }
         }
         Ok(())
+    }
+
+    /// The prompt as it goes out before the answer, with the likelihood of its tokens where that was asked
+    /// for. It was checked on its way in.
+    async fn echo(&mut self) -> infer::Result<Option<(String, Option<Vec<TokenLogprob>>)>> {
+        let Some(text) = self.asked.echo.clone() else {
+            return Ok(None);
+        };
+        if !self.asked.logprobs && !self.asked.only_echo {
+            return Ok(Some((text, None)));
+        }
+        let top = self.asked.generate.logprobs.unwrap_or(0);
+        let scores = self.model.score(text.clone(), top).await?;
+        if self.asked.only_echo {
+            self.usage.prompt_tokens = u32::try_from(scores.len()).unwrap_or(u32::MAX);
+        }
+        let tokens = scores.into_iter().map(|score| TokenLogprob {
+            text: score.text,
+            logprob: score.logprob,
+            top: tops(score.top),
+        });
+        Ok(Some((text, self.asked.logprobs.then(|| tokens.collect()))))
     }
 
     /// The next event.
@@ -178,30 +210,18 @@ impl LocalAnswer {
         let start = choice.source.len() as u64;
         choice.source.push_str(&token.text);
         if logprobs {
-            let top = token
-                .top
-                .into_iter()
-                .map(|top| (top.text, top.logprob))
-                .collect();
             let end = choice.source.len() as u64;
             choice.hold.push(
                 start..end,
                 TokenLogprob {
                     text: token.text.clone(),
-                    logprob: token.logprob,
-                    top,
+                    logprob: Some(token.logprob),
+                    top: tops(token.top),
                 },
             );
         }
-        let mut out = Released::default();
-        let flow = match &mut choice.chain {
-            Some(chain) => chain.push(&token.text, start, &mut out).await,
-            None => {
-                out.source.push(start..start + token.text.len() as u64);
-                out.text = token.text;
-                Flow::Go
-            }
-        };
+        let mut out = Vec::new();
+        let flow = choice.outlet.push(&token.text, &mut out).await;
         self.release(index, out);
         self.follow(index, flow).await;
     }
@@ -226,15 +246,15 @@ impl LocalAnswer {
                 return self.stop(index, Finish::Error, error).await;
             }
         };
-        let mut out = Released::default();
-        let flow = match &mut choice.chain {
-            Some(chain) => chain.finish(&mut out).await,
-            None => Flow::Go,
-        };
+        let mut out = Vec::new();
+        let flow = choice.outlet.finish(&mut out).await;
         self.release(index, out);
         if matches!(flow, Flow::Go) {
             if let Some(choice) = self.choices.get_mut(index) {
                 choice.events = None;
+                if choice.finish == FinishReason::Stop && choice.outlet.called() {
+                    choice.finish = FinishReason::ToolCalls;
+                }
                 self.pending.push_back(Event::Finished {
                     choice: index as u32,
                     reason: choice.finish,
@@ -246,29 +266,52 @@ impl LocalAnswer {
     }
 
     /// Hands out what may leave.
-    fn release(&mut self, index: usize, out: Released) {
+    fn release(&mut self, index: usize, outs: Vec<Out>) {
         let Some(choice) = self.choices.get_mut(index) else {
             return;
         };
-        let tokens = choice.hold.release(&out.source);
-        let mut text = out.text;
-        if choice.said_again > 0 {
-            let again = choice.said_again.min(text.len());
-            text.drain(..again);
-            choice.said_again -= again;
+        let number = index as u32;
+        for out in outs {
+            match out {
+                Out::Text(released) => {
+                    let tokens = choice.hold.release(&released.source);
+                    let text = choice.new_part(released.text);
+                    if text.is_empty() && tokens.is_empty() {
+                        continue;
+                    }
+                    self.flight.leaves(number, &text);
+                    self.pending.push_back(Event::Delta(Delta {
+                        choice: number,
+                        text,
+                        logprobs: self.asked.logprobs.then_some(tokens),
+                    }));
+                }
+                Out::Call { index: call, name } => {
+                    if choice.new_part(call_text(&name)).is_empty() {
+                        continue;
+                    }
+                    let id = format!("call_{}_{number}_{call}", self.flight.trace.id);
+                    self.pending.push_back(Event::ToolCall(ToolCallStart {
+                        choice: number,
+                        index: call,
+                        id,
+                        name,
+                    }));
+                }
+                Out::Arguments { index: call, text } => {
+                    let text = choice.new_part(text);
+                    if text.is_empty() {
+                        continue;
+                    }
+                    self.flight.leaves_beside(&text);
+                    self.pending.push_back(Event::ToolArguments {
+                        choice: number,
+                        index: call,
+                        text,
+                    });
+                }
+            }
         }
-        if text.is_empty() && tokens.is_empty() {
-            return;
-        }
-        choice.left.push_str(&text);
-        let choice = index as u32;
-        self.flight.leaves(choice, &text);
-        let logprobs = self.asked.logprobs.then_some(tokens);
-        self.pending.push_back(Event::Delta(Delta {
-            choice,
-            text,
-            logprobs,
-        }));
     }
 
     async fn follow(&mut self, index: usize, flow: Flow) {
@@ -306,14 +349,12 @@ impl LocalAnswer {
 
         // The stages forget what was taken back: they get the kept text again from its beginning.
         // What they let out of it has left already, and must be the same.
-        let Some(chain) = &mut choice.chain else {
-            return Err(refused);
-        };
-        chain.restart(&self.flight.context);
-        let mut out = Released::default();
-        let flow = chain.push(&choice.source, 0, &mut out).await;
-        let same = out.text.len().min(choice.left.len());
-        if !matches!(flow, Flow::Go) || out.text.get(..same) != choice.left.get(..same) {
+        choice.outlet.restart(&self.flight.context);
+        let mut out = Vec::new();
+        let flow = choice.outlet.push(&choice.source, &mut out).await;
+        let said: String = out.iter().map(text_of).collect();
+        let same = said.len().min(choice.left.len());
+        if !matches!(flow, Flow::Go) || said.get(..same) != choice.left.get(..same) {
             return Err(refused);
         }
         choice.said_again = choice.left.len();
@@ -340,11 +381,7 @@ impl LocalAnswer {
     /// Every choice is complete.
     async fn complete(&mut self) {
         self.ended = true;
-        let length = self
-            .choices
-            .iter()
-            .any(|choice| choice.finish == FinishReason::Length);
-        let finish = if length { Finish::Length } else { Finish::Stop };
+        let finish = self.finish();
         self.account();
         match self.flight.end(finish, None).await {
             Ok(()) if self.include_usage => self.pending.push_back(Event::Usage(self.usage)),
@@ -354,6 +391,17 @@ impl LocalAnswer {
                 .push_back(Event::Error(error.with_trace(self.flight.trace.id))),
         }
         self.pending.push_back(Event::Done);
+    }
+
+    fn finish(&self) -> Finish {
+        let any = |reason| self.choices.iter().any(|choice| choice.finish == reason);
+        if any(FinishReason::Length) {
+            Finish::Length
+        } else if any(FinishReason::ToolCalls) {
+            Finish::ToolCalls
+        } else {
+            Finish::Stop
+        }
     }
 
     /// The answer ends here, for all choices.
@@ -378,9 +426,7 @@ impl LocalAnswer {
     /// Puts what happened into the trace.
     fn account(&mut self) {
         for choice in &mut self.choices {
-            if let Some(chain) = &mut choice.chain {
-                chain.record(&mut self.flight.trace.stages);
-            }
+            choice.outlet.record(&mut self.flight.trace.stages);
         }
         self.usage.completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
         self.flight.set_usage(self.usage);
@@ -398,6 +444,7 @@ impl LocalAnswer {
             .map(|index| Choice {
                 index,
                 text: String::new(),
+                tool_calls: Vec::new(),
                 logprobs: self.asked.logprobs.then(Vec::new),
                 finish: FinishReason::Stop,
             })
@@ -410,6 +457,27 @@ impl LocalAnswer {
                         if let (Some(all), Some(more)) = (&mut choice.logprobs, delta.logprobs) {
                             all.extend(more);
                         }
+                    }
+                }
+                Event::ToolCall(start) => {
+                    if let Some(choice) = choices.get_mut(start.choice as usize) {
+                        choice.tool_calls.push(ToolCall {
+                            id: start.id,
+                            name: start.name,
+                            arguments: String::new(),
+                        });
+                    }
+                }
+                Event::ToolArguments {
+                    choice,
+                    index,
+                    text,
+                } => {
+                    let call = choices
+                        .get_mut(choice as usize)
+                        .and_then(|choice| choice.tool_calls.get_mut(index as usize));
+                    if let Some(call) = call {
+                        call.arguments.push_str(&text);
                     }
                 }
                 Event::Finished { choice, reason } => {
@@ -426,6 +494,36 @@ impl LocalAnswer {
             usage: self.usage,
         })
     }
+}
+
+impl LocalChoice {
+    /// What of this part has not left before; notes that it leaves.
+    fn new_part(&mut self, mut text: String) -> String {
+        let again = self.said_again.min(text.len());
+        text.drain(..again);
+        self.said_again -= again;
+        self.left.push_str(&text);
+        text
+    }
+}
+
+/// What a call's beginning is in the account of what has left.
+fn call_text(name: &str) -> String {
+    format!("\0{name}\0")
+}
+
+fn text_of(out: &Out) -> String {
+    match out {
+        Out::Text(released) => released.text.clone(),
+        Out::Call { name, .. } => call_text(name),
+        Out::Arguments { text, .. } => text.clone(),
+    }
+}
+
+fn tops(tops: Vec<infer::TopToken>) -> Vec<(String, f32)> {
+    tops.into_iter()
+        .map(|top| (top.text, top.logprob))
+        .collect()
 }
 
 impl Drop for LocalAnswer {

@@ -178,6 +178,20 @@ impl Chain {
         }
     }
 
+    /// Takes over the account of another chain over the same stages.
+    pub(crate) fn absorb(&mut self, other: Chain) {
+        for (link, other) in self.links.iter_mut().zip(other.links) {
+            link.tally.absorb(other.tally);
+        }
+    }
+
+    /// Bytes leave that no stage is given.
+    pub(crate) fn passes_unseen(&mut self, bytes: u64) {
+        for link in &mut self.links {
+            link.tally.passed += bytes;
+        }
+    }
+
     /// A new chain for the same text from its beginning, which keeps the account of what the old
     /// one cost.
     pub(crate) fn restart(&mut self, context: &CallContext) {
@@ -286,6 +300,19 @@ impl Link {
 }
 
 impl Tally {
+    fn absorb(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.given += other.given;
+        self.edits += other.edits;
+        self.calls += other.calls;
+        self.micros += other.micros;
+        self.verdict = self.verdict.max(other.verdict);
+        self.findings.extend(other.findings);
+        if let Some(failure) = other.failure {
+            self.failure.get_or_insert(failure);
+        }
+    }
+
     fn add_to(self, record: &mut StageRecord, closed: bool) {
         record.passed += self.passed;
         record.given += self.given;

@@ -1,7 +1,7 @@
 //! The way of a request: parse, pipeline by the model name asked for, input stages, the arm, the
 //! model, output stages on the answer. All in the caller's task: no spawn, no lock held over a wait.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use millgate_sandbox::{ArmRole, Label, Origin, Outcome, Sample, Segment as SampleSegment};
 
@@ -10,18 +10,24 @@ use crate::{
     answer_upstream::{self, UpstreamAnswer},
     chain,
     core::Core,
+    embeddings,
     error::ApiError,
     flight::Flight,
     local::{self, LocalRequest},
     model::Ready,
-    request::{ApiRequest, Request},
+    request::{ApiRequest, Endpoint, Request},
     response::{Body, Event, Response},
+    responses,
     stage::LoadedStage,
     trace::{Finish, Place, StageRecord, StageVerdict},
 };
 
 /// A streamed answer. Dropping it cancels the request; its trace is written all the same.
-pub struct ResponseStream(pub(crate) Source);
+pub struct ResponseStream {
+    source: Source,
+    /// Where an upstream's chunks are wanted as events: those that are read and not given yet.
+    translated: Option<VecDeque<Event>>,
+}
 
 pub(crate) enum Source {
     Local(LocalAnswer),
@@ -31,9 +37,35 @@ pub(crate) enum Source {
 impl ResponseStream {
     /// The next event, as soon as there is one; `None` after [`Event::Done`].
     pub async fn next(&mut self) -> Option<Event> {
-        match &mut self.0 {
-            Source::Local(answer) => answer.next().await,
-            Source::Upstream(answer) => answer.next().await,
+        loop {
+            if let Some(event) = self.translated.as_mut().and_then(VecDeque::pop_front) {
+                return Some(event);
+            }
+            let event = match &mut self.source {
+                Source::Local(answer) => answer.next().await,
+                Source::Upstream(answer) => answer.next().await,
+            };
+            match (event, &mut self.translated) {
+                (Some(Event::Raw(blocks)), Some(translated)) => {
+                    translated.extend(responses::events(&blocks));
+                }
+                (event, _) => return event,
+            }
+        }
+    }
+
+    pub(crate) fn new(source: Source) -> Self {
+        Self {
+            source,
+            translated: None,
+        }
+    }
+
+    /// For a request that was no chat where it came from.
+    fn translated(self, endpoint: Endpoint) -> Self {
+        Self {
+            translated: (endpoint == Endpoint::Responses).then(VecDeque::new),
+            ..self
         }
     }
 }
@@ -59,8 +91,11 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
     flight.departs(&request, arm);
 
     let (trace, model, endpoint) = (flight.trace.id, request.model.clone(), request.endpoint);
+    let (include_usage, echoed) = (request.include_usage, request.echoed.take());
     let created = flight.trace.at_ms / 1000;
-    let backend = flight.pipeline.arms.get(arm).map(|arm| arm.backend.clone());
+    let arm = flight.pipeline.arms.get(arm);
+    let backend = arm.map(|arm| arm.backend.clone());
+    let adapter = arm.and_then(|arm| arm.adapter.clone());
     let backend = match backend {
         Some(backend) => match backend.ready().await {
             Ok(ready) => Some(ready),
@@ -69,35 +104,48 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
         None => None,
     };
     let body = match backend {
+        Some(Ready::Local(model)) if endpoint == Endpoint::Embeddings => {
+            Body::Embeddings(embeddings::local(flight, model, &request).await?)
+        }
         Some(Ready::Local(model)) => {
-            let (stream, include_usage) = (request.stream, request.include_usage);
-            let asked = match LocalRequest::read(&request) {
-                Ok(asked) => asked,
+            let stream = request.stream;
+            let asked = match LocalRequest::read(&request, &model.sampling()) {
+                Ok(mut asked) => {
+                    asked.generate.adapter = adapter.and_then(|name| model.adapter(&name));
+                    asked
+                }
                 Err(error) => return Err(flight.fail(Finish::Error, error).await),
             };
             let mut answer = LocalAnswer::new(flight, model, asked, include_usage);
-            if let Err(error) = answer.start(request.n) {
+            if let Err(error) = answer.start(request.n).await {
                 return Err(answer
                     .flight
                     .fail(Finish::Error, local::api_error(&error))
                     .await);
             }
             if stream {
-                Body::Stream(Box::new(ResponseStream(Source::Local(answer))))
+                Body::Stream(Box::new(ResponseStream::new(Source::Local(answer))))
             } else {
                 Body::Completion(answer.whole().await?)
             }
         }
         Some(Ready::Upstream(upstream)) => {
             let body = request.upstream_body(upstream.model.as_deref());
-            let (endpoint, stream) = (request.endpoint, request.stream);
+            let stream = request.stream && endpoint != Endpoint::Embeddings;
             drop(request);
             match upstream.send(endpoint, body).await {
                 Err(error) => return Err(flight.fail(Finish::Error, error).await),
-                Ok(answer) if stream && answer.events => Body::Stream(Box::new(ResponseStream(
-                    Source::Upstream(UpstreamAnswer::new(flight, answer)),
-                ))),
-                Ok(answer) => Body::Json(answer_upstream::whole(flight, answer).await?),
+                Ok(answer) if stream && answer.events => {
+                    let source = Source::Upstream(UpstreamAnswer::new(flight, answer));
+                    Body::Stream(Box::new(ResponseStream::new(source).translated(endpoint)))
+                }
+                Ok(answer) => {
+                    let json = answer_upstream::whole(flight, answer).await?;
+                    match endpoint {
+                        Endpoint::Responses => Body::Completion(responses::completion(&json)?),
+                        _ => Body::Json(json),
+                    }
+                }
             }
         }
         None => {
@@ -111,6 +159,8 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
         model,
         created,
         endpoint,
+        include_usage,
+        echoed,
         body,
     })
 }

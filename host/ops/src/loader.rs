@@ -153,6 +153,11 @@ impl Loader<'_> {
             )));
         }
         let path = self.model_path(config).map_err(failed)?;
+        let mut config = config.clone();
+        for folder in config.adapters.values_mut() {
+            *folder = self.environment.plugins.resolve(folder);
+        }
+        let config = &config;
         if config.load == Load::OnUse {
             let bytes = self.model_bytes(config).map_err(failed)?;
             let model = self.shelf.add(name, path, config.clone(), bytes);
@@ -312,7 +317,8 @@ impl Loader<'_> {
             })?;
             Ok(ReadyArm {
                 name: arm.name.as_str().into(),
-                model: arm.model.as_str().into(),
+                model: arm.full_model().into(),
+                adapter: arm.adapter.as_deref().map(Arc::from),
                 backend,
             })
         });

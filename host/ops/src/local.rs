@@ -1,6 +1,7 @@
 //! The inference core behind [`LanguageModel`], and the OpenAI parameters that it understands.
 
 use std::{
+    collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
     sync::Arc,
@@ -13,20 +14,25 @@ use futures::{
 };
 use millgate_infer::{
     self as infer, ChatMessage, Engine, EngineOptions, Error as InferError, GenerateRequest, Model,
-    ModelOptions, Prompt, Sampling, TokenScore,
+    ModelOptions, Prompt, Sampling, TokenScore, ToolCall,
 };
 use serde::Deserialize;
 
 use crate::{
-    config::ModelConfig,
+    config::{ModelConfig, SamplingConfig},
     error::ApiError,
     model::LanguageModel,
-    request::{Endpoint, Request, SegmentPath},
+    outlet::Form,
+    request::{Endpoint, Request},
+    segments::{SegmentPath, missing},
+    told::Told,
 };
 
 /// A model file and the engine that runs it.
 pub(crate) struct LocalModel {
     engine: Engine,
+    sampling: SamplingConfig,
+    adapters: BTreeMap<String, Arc<infer::Adapter>>,
 }
 
 impl LocalModel {
@@ -50,13 +56,27 @@ impl LocalModel {
         if let Some(bytes) = config.kv_cache {
             options.kv_bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
         }
+        let mut adapters = BTreeMap::new();
+        for (name, folder) in &config.adapters {
+            let adapter = model.load_adapter(folder).map_err(|error| match error {
+                InferError::Adapter(why) => InferError::Adapter(format!("`{name}`: {why}")),
+                other => other,
+            })?;
+            adapters.insert(name.clone(), adapter);
+        }
         Ok(Self {
             engine: Engine::start(model, options)?,
+            sampling: config.sampling.clone(),
+            adapters,
         })
     }
 }
 
 impl LanguageModel for LocalModel {
+    fn adapter(&self, name: &str) -> Option<Arc<infer::Adapter>> {
+        self.adapters.get(name).cloned()
+    }
+
     fn generate(
         &self,
         request: GenerateRequest,
@@ -69,8 +89,16 @@ impl LanguageModel for LocalModel {
         Ok(events.boxed())
     }
 
-    fn score(&self, text: String) -> BoxFuture<'_, infer::Result<Vec<TokenScore>>> {
-        async move { self.engine.score(&text).await }.boxed()
+    fn score(&self, text: String, top: u8) -> BoxFuture<'_, infer::Result<Vec<TokenScore>>> {
+        async move { self.engine.score_with(&text, top).await }.boxed()
+    }
+
+    fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>> {
+        async move { self.engine.embed_tokens(texts).await }.boxed()
+    }
+
+    fn sampling(&self) -> SamplingConfig {
+        self.sampling.clone()
     }
 
     fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>> {
@@ -98,6 +126,10 @@ pub(crate) struct LocalRequest {
     pub logprobs: bool,
     /// Completions only: the prompt goes out before the answer.
     pub echo: Option<String>,
+    /// Nothing is said after it (`max_tokens` is 0).
+    pub only_echo: bool,
+    /// What the text is.
+    pub form: Form,
 }
 
 #[derive(Deserialize)]
@@ -107,16 +139,17 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
-/// What the core cannot do yet, and would otherwise silently not do.
-const UNSUPPORTED: [&str; 8] = [
-    "tools",
-    "functions",
-    "response_format",
-    "prediction",
-    "audio",
-    "web_search_options",
-    "suffix",
-    "guided_json",
+/// What the core cannot do, and would otherwise silently not do.
+const UNSUPPORTED: [(&str, &str); 9] = [
+    ("functions", "use `tools`"),
+    ("function_call", "use `tool_choice`"),
+    ("prediction", "leave it out"),
+    ("audio", "it takes and gives text only"),
+    ("web_search_options", "leave it out"),
+    ("suffix", "it continues a text, and fills no gap"),
+    ("best_of", "use `n`, and choose"),
+    ("guided_json", "use `response_format`"),
+    ("guided_regex", "use `response_format`"),
 ];
 
 impl LocalRequest {
@@ -124,28 +157,44 @@ impl LocalRequest {
     ///
     /// # Errors
     /// 400: a parameter is out of its range, or the core does not have it.
-    pub(crate) fn read(request: &Request) -> Result<Self, ApiError> {
-        for name in UNSUPPORTED {
+    pub(crate) fn read(request: &Request, defaults: &SamplingConfig) -> Result<Self, ApiError> {
+        for (name, instead) in UNSUPPORTED {
             let harmless = match (name, request.field(name)) {
                 (_, None) => true,
-                ("tools" | "functions", Some(json)) => json == "[]",
-                ("response_format", Some(json)) => json.contains("\"text\""),
+                ("functions", Some(json)) => json == "[]",
+                ("function_call", Some(json)) => json == "\"none\"",
+                ("best_of", Some(json)) => json == "1",
+                ("suffix", Some(json)) => json == "\"\"",
                 _ => false,
             };
             if !harmless {
                 return Err(ApiError::invalid(
-                    format!("`{name}` is not supported by local models"),
+                    format!("`{name}` is not supported by local models: {instead}"),
                     Some(name),
                 ));
             }
         }
-        let mut generate = GenerateRequest::new(prompt(request)?);
-        generate.sampling = sampling(request)?;
+        let told = Told::read(request)?;
+        let mut generate = GenerateRequest::new(prompt(request, &told)?);
+        generate.sampling = sampling(request, defaults)?;
         generate.max_tokens = match request.value::<u32>("max_completion_tokens")? {
             Some(tokens) => Some(tokens),
-            None => request.value("max_tokens")?,
+            None => request.value("max_tokens")?.or(defaults.max_tokens),
         };
-        if generate.max_tokens == Some(0) {
+        let echo = request.endpoint == Endpoint::Completions
+            && request.value::<bool>("echo")?.unwrap_or(false);
+        let echo = match request.segments.first() {
+            Some(segment) => echo.then(|| segment.text.clone()),
+            None if echo => {
+                return Err(ApiError::invalid(
+                    "`echo` needs a prompt that is a text, not token ids",
+                    Some("echo"),
+                ));
+            }
+            None => None,
+        };
+        let only_echo = generate.max_tokens == Some(0) && echo.is_some();
+        if generate.max_tokens == Some(0) && !only_echo {
             return Err(ApiError::invalid(
                 "`max_tokens` must be at least 1",
                 Some("max_tokens"),
@@ -160,13 +209,13 @@ impl LocalRequest {
         generate.logprobs = logprobs(request)?;
         generate.tenant = Arc::clone(&request.tenant);
         generate.cache_salt = cache_salt(&request.tenant);
-        let echo = request.endpoint == Endpoint::Completions
-            && request.value::<bool>("echo")?.unwrap_or(false);
+        let form = told.form();
+        generate.grammar = told.grammar;
         Ok(Self {
             logprobs: generate.logprobs.is_some(),
-            echo: echo
-                .then(|| request.segments.first().map(|segment| segment.text.clone()))
-                .flatten(),
+            echo,
+            only_echo,
+            form,
             generate,
         })
     }
@@ -191,7 +240,7 @@ pub(crate) fn cache_salt(tenant: &str) -> u64 {
 
 fn logprobs(request: &Request) -> Result<Option<u8>, ApiError> {
     let top = match request.endpoint {
-        Endpoint::Chat => {
+        Endpoint::Chat | Endpoint::Responses => {
             let top = request.value::<u8>("top_logprobs")?;
             match request.value::<bool>("logprobs")?.unwrap_or(false) {
                 true => Some(top.unwrap_or(0)),
@@ -205,6 +254,7 @@ fn logprobs(request: &Request) -> Result<Option<u8>, ApiError> {
             }
         }
         Endpoint::Completions => request.value::<u8>("logprobs")?,
+        Endpoint::Embeddings => None,
     };
     match top {
         Some(21..) => Err(ApiError::invalid(
@@ -232,25 +282,42 @@ fn number(
     Ok(value)
 }
 
-fn sampling(request: &Request) -> Result<Sampling, ApiError> {
+fn sampling(request: &Request, defaults: &SamplingConfig) -> Result<Sampling, ApiError> {
     let bias: std::collections::BTreeMap<String, f32> =
         request.value("logit_bias")?.unwrap_or_default();
     let logit_bias = bias
         .into_iter()
         .map(|(token, bias)| match token.parse() {
-            Ok(token) => Ok((token, bias)),
+            Ok(token) if (-100.0..=100.0).contains(&bias) => Ok((token, bias)),
+            Ok(_) => Err(ApiError::invalid(
+                "the values of `logit_bias` are from -100 to 100",
+                Some("logit_bias"),
+            )),
             Err(_) => Err(ApiError::invalid(
                 "the keys of `logit_bias` are token ids",
                 Some("logit_bias"),
             )),
         })
         .collect::<Result<_, _>>()?;
+    let or = |default: Option<f32>, plain: f32| default.unwrap_or(plain);
     Ok(Sampling {
-        temperature: number(request, "temperature", 0.0, 2.0, 1.0)?,
-        top_k: request.value("top_k")?.unwrap_or(0),
-        top_p: number(request, "top_p", 0.0, 1.0, 1.0)?,
-        min_p: number(request, "min_p", 0.0, 1.0, 0.0)?,
-        repetition_penalty: number(request, "repetition_penalty", 0.01, 10.0, 1.0)?,
+        temperature: number(
+            request,
+            "temperature",
+            0.0,
+            2.0,
+            or(defaults.temperature, 1.0),
+        )?,
+        top_k: request.value("top_k")?.or(defaults.top_k).unwrap_or(0),
+        top_p: number(request, "top_p", 0.0, 1.0, or(defaults.top_p, 1.0))?,
+        min_p: number(request, "min_p", 0.0, 1.0, or(defaults.min_p, 0.0))?,
+        repetition_penalty: number(
+            request,
+            "repetition_penalty",
+            0.01,
+            10.0,
+            or(defaults.repetition_penalty, 1.0),
+        )?,
         frequency_penalty: number(request, "frequency_penalty", -2.0, 2.0, 0.0)?,
         presence_penalty: number(request, "presence_penalty", -2.0, 2.0, 0.0)?,
         seed: request.value::<i64>("seed")?.map(i64::cast_unsigned),
@@ -258,8 +325,25 @@ fn sampling(request: &Request) -> Result<Sampling, ApiError> {
     })
 }
 
+/// The end of a text of which nothing is said.
+pub(crate) fn nothing(prompt_tokens: u32) -> BoxStream<'static, infer::Event> {
+    let zero = std::time::Duration::ZERO;
+    let finish = infer::Finish {
+        reason: infer::FinishReason::Length,
+        usage: infer::Usage {
+            prompt_tokens,
+            ..infer::Usage::default()
+        },
+        queue_time: zero,
+        prefill_time: zero,
+        decode_time: zero,
+        stop_text: None,
+    };
+    stream::iter([infer::Event::Finished(finish)]).boxed()
+}
+
 /// The prompt as the input stages left it.
-fn prompt(request: &Request) -> Result<Prompt, ApiError> {
+fn prompt(request: &Request, told: &Told) -> Result<Prompt, ApiError> {
     if request.endpoint == Endpoint::Completions {
         return match request.segments.as_slice() {
             [segment] => Ok(Prompt::Text(segment.text.clone())),
@@ -275,22 +359,40 @@ fn prompt(request: &Request) -> Result<Prompt, ApiError> {
         .iter()
         .map(|role| ChatMessage::new(role.as_ref(), String::new()))
         .collect();
+    for (message, _, name) in &request.call_names {
+        if let Some(message) = messages.get_mut(*message) {
+            message.tool_calls.push(ToolCall {
+                name: name.clone(),
+                arguments: "{}".to_owned(),
+            });
+        }
+    }
     for segment in &request.segments {
-        let message = match segment.path {
+        match segment.path {
             SegmentPath::Content { message }
             | SegmentPath::Part { message, .. }
-            | SegmentPath::Refusal { message } => message,
-            SegmentPath::ToolArguments { .. }
-            | SegmentPath::Prompt
-            | SegmentPath::PromptItem(_) => {
-                return Err(ApiError::invalid(
-                    "local models do not know tool calls",
-                    Some("messages"),
-                ));
+            | SegmentPath::Refusal { message } => {
+                if let Some(message) = messages.get_mut(message) {
+                    message.content.push_str(&segment.text);
+                }
             }
-        };
-        if let Some(message) = messages.get_mut(message) {
-            message.content.push_str(&segment.text);
+            SegmentPath::ToolArguments { message, call } => {
+                let place = request
+                    .call_names
+                    .iter()
+                    .filter(|(of, _, _)| *of == message)
+                    .position(|(_, number, _)| *number == call);
+                let called = messages
+                    .get_mut(message)
+                    .zip(place)
+                    .and_then(|(message, place)| message.tool_calls.get_mut(place));
+                let Some(called) = called else {
+                    let param = format!("messages[{message}].tool_calls[{call}].function.name");
+                    return Err(missing(&param));
+                };
+                called.arguments.clone_from(&segment.text);
+            }
+            SegmentPath::Prompt(_) | SegmentPath::PromptItem(..) => {}
         }
     }
     if request.has_media {
@@ -299,7 +401,18 @@ fn prompt(request: &Request) -> Result<Prompt, ApiError> {
             Some("messages"),
         ));
     }
-    Ok(Prompt::Chat(messages))
+    let tools = !told.tools.is_empty()
+        || messages
+            .iter()
+            .any(|message| message.role == "tool" || !message.tool_calls.is_empty());
+    Ok(if tools {
+        Prompt::Tools {
+            messages,
+            tools: told.tools.clone(),
+        }
+    } else {
+        Prompt::Chat(messages)
+    })
 }
 
 /// What a client is told when the core refuses or fails.
@@ -314,6 +427,13 @@ pub(crate) fn api_error(error: &InferError) -> ApiError {
             code: "context_length_exceeded".to_owned(),
             ..ApiError::invalid(error.to_string(), Some("messages"))
         },
+        InferError::Grammar(_) => {
+            let param = match error.to_string().starts_with("the tool `") {
+                true => "tools",
+                false => "response_format",
+            };
+            ApiError::invalid(format!("`{param}`: {error}"), Some(param))
+        }
         InferError::Invalid(_) | InferError::Template(_) => {
             ApiError::invalid(error.to_string(), None)
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::{future::BoxFuture, stream::BoxStream};
 use millgate_infer as infer;
 
-use crate::{error::ApiError, shelf::OnUse, upstream::Upstream};
+use crate::{config::SamplingConfig, error::ApiError, shelf::OnUse, upstream::Upstream};
 
 /// A language model in this process. One implementation is the inference core's engine; tests
 /// bring others.
@@ -20,11 +20,24 @@ pub trait LanguageModel: Send + Sync + 'static {
         request: infer::GenerateRequest,
     ) -> infer::Result<BoxStream<'static, infer::Event>>;
 
-    /// How likely each token of a text is.
-    fn score(&self, text: String) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>>;
+    /// How likely each token of a text is, with the `top` likeliest tokens at its place.
+    fn score(&self, text: String, top: u8) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>>;
 
     /// One vector for each text, of length 1, and the tokens that were read.
     fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>>;
+
+    /// One vector for each text that is token ids already, of length 1.
+    fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>>;
+
+    /// One of its adapters, by the name in the config.
+    fn adapter(&self, _name: &str) -> Option<Arc<infer::Adapter>> {
+        None
+    }
+
+    /// How it samples where a request does not say.
+    fn sampling(&self) -> SamplingConfig {
+        SamplingConfig::default()
+    }
 }
 
 /// Who answers.

@@ -55,7 +55,9 @@ pub(crate) struct Evaluation {
 /// An arm with the model behind it.
 pub(crate) struct ReadyArm {
     pub name: Arc<str>,
+    /// The model's name, with its adapter's.
     pub model: Arc<str>,
+    pub adapter: Option<Arc<str>>,
     pub backend: Backend,
 }
 

@@ -7,6 +7,8 @@ use bytes::Bytes;
 
 use crate::{error::ApiError, executor::ResponseStream, id::TraceId, request::Endpoint};
 
+pub use crate::responses::Echoed;
+
 /// The answer to one request.
 pub struct Response {
     /// The request's trace: for the `x-millgate-trace` header and for ids (`chatcmpl-…`).
@@ -17,6 +19,10 @@ pub struct Response {
     pub created: u64,
     /// What was asked for.
     pub endpoint: Endpoint,
+    /// Whether a stream tells its tokens at the end (`stream_options.include_usage`).
+    pub include_usage: bool,
+    /// What an answer of `/v1/responses` repeats of its request.
+    pub echoed: Option<Echoed>,
     /// The answer.
     pub body: Body,
 }
@@ -27,8 +33,21 @@ pub enum Body {
     Json(Bytes),
     /// A local model's answer. Its trace is durable already.
     Completion(Completion),
+    /// Vectors of a local model. Their trace is durable already.
+    Embeddings(Embeddings),
     /// A stream of events.
     Stream(Box<ResponseStream>),
+}
+
+/// The answer to `/v1/embeddings`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// One for each input, of length 1.
+    pub vectors: Vec<Vec<f32>>,
+    /// Whether each is written as base64 of its little-endian numbers.
+    pub base64: bool,
+    /// Tokens that were read.
+    pub tokens: u32,
 }
 
 /// A local model's whole answer.
@@ -47,10 +66,23 @@ pub struct Choice {
     pub index: u32,
     /// The text, as the output stages left it.
     pub text: String,
+    /// The calls of tools, in order.
+    pub tool_calls: Vec<ToolCall>,
     /// Where asked for: the tokens whose text left as the model gave it.
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Why it ended.
     pub finish: FinishReason,
+}
+
+/// A call of a tool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolCall {
+    /// By which its result is given back.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// JSON, as the output stages left it.
+    pub arguments: String,
 }
 
 /// A token and its probability.
@@ -58,8 +90,8 @@ pub struct Choice {
 pub struct TokenLogprob {
     /// Its text.
     pub text: String,
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
+    /// Natural logarithm of its probability; `None` for a prompt's first token, which follows nothing.
+    pub logprob: Option<f32>,
     /// The likeliest tokens at its place: text and logprob, best first.
     pub top: Vec<(String, f32)>,
 }
@@ -73,6 +105,8 @@ pub enum FinishReason {
     Length,
     /// A stage refused what came next.
     ContentFilter,
+    /// The model called tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -83,6 +117,7 @@ impl FinishReason {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::ContentFilter => "content_filter",
+            FinishReason::ToolCalls => "tool_calls",
         }
     }
 }
@@ -106,6 +141,17 @@ pub enum Event {
     Raw(Bytes),
     /// Text of a local model that may leave.
     Delta(Delta),
+    /// A call of a tool begins.
+    ToolCall(ToolCallStart),
+    /// Arguments of a call that has begun.
+    ToolArguments {
+        /// The choice's index.
+        choice: u32,
+        /// The call's index in the choice.
+        index: u32,
+        /// JSON; a piece of it.
+        text: String,
+    },
     /// One choice is complete.
     Finished {
         /// Its index.
@@ -127,6 +173,19 @@ pub enum Event {
     Error(ApiError),
     /// The end: write `data: [DONE]`. The trace is durable (unless the config says otherwise).
     Done,
+}
+
+/// The beginning of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolCallStart {
+    /// The choice's index.
+    pub choice: u32,
+    /// The call's index in the choice.
+    pub index: u32,
+    /// By which its result is given back.
+    pub id: String,
+    /// The tool.
+    pub name: String,
 }
 
 /// Text of one choice.

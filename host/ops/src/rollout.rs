@@ -82,7 +82,7 @@ impl Rollout {
         let named: Vec<_> = config
             .arms
             .iter()
-            .map(|arm| (&arm.name, &arm.model))
+            .map(|arm| (&arm.name, arm.full_model()))
             .collect();
         let identity = json!([&**pipeline, named]).to_string();
         let id: String = Digest::of(identity.as_bytes())
@@ -392,6 +392,7 @@ mod tests {
         let arm = |name: &str, weight| ArmConfig {
             name: name.into(),
             model: "m".into(),
+            adapter: None,
             weight,
         };
         PipelineConfig {

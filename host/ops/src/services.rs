@@ -294,7 +294,7 @@ impl Services for HostServices {
             let scores = self
                 .local(&model)
                 .await?
-                .score(text)
+                .score(text, 0)
                 .await
                 .map_err(failed)?;
             Ok(scores

@@ -64,7 +64,7 @@ mod tests {
     fn token(text: &str) -> TokenLogprob {
         TokenLogprob {
             text: text.into(),
-            logprob: -1.0,
+            logprob: Some(-1.0),
             top: Vec::new(),
         }
     }

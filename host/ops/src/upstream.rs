@@ -26,6 +26,7 @@ pub(crate) struct Upstream {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     chat: Uri,
     completions: Uri,
+    embeddings: Uri,
     /// The model's name there.
     pub model: Option<String>,
     authorization: Option<HeaderValue>,
@@ -103,6 +104,7 @@ impl Upstream {
             client,
             chat: uri(Endpoint::Chat)?,
             completions: uri(Endpoint::Completions)?,
+            embeddings: uri(Endpoint::Embeddings)?,
             model: config.model.clone(),
             authorization,
             read_timeout: config.read_timeout.0,
@@ -117,8 +119,9 @@ impl Upstream {
         body: Bytes,
     ) -> Result<UpstreamBody, ApiError> {
         let uri = match endpoint {
-            Endpoint::Chat => &self.chat,
+            Endpoint::Chat | Endpoint::Responses => &self.chat,
             Endpoint::Completions => &self.completions,
+            Endpoint::Embeddings => &self.embeddings,
         };
         let mut request =
             Request::post(uri.clone()).header(header::CONTENT_TYPE, "application/json");

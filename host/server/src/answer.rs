@@ -9,6 +9,7 @@ use millgate_ops::response::Body;
 use millgate_ops::{ApiError, TraceId};
 
 use crate::body::AnswerBody;
+use crate::embeddings;
 use crate::render::{self, Head, StreamRenderer};
 
 /// The trace of the request, on every answer.
@@ -26,9 +27,12 @@ pub(crate) fn of_response(response: millgate_ops::Response) -> Response<AnswerBo
         model: &response.model,
         created: response.created,
         endpoint: response.endpoint,
+        include_usage: response.include_usage,
+        echoed: response.echoed.as_ref(),
     };
     let mut answer = match response.body {
         Body::Json(json) => json_bytes(json),
+        Body::Embeddings(vectors) => json_bytes(embeddings::embeddings(head, &vectors)),
         Body::Completion(completion) => json_bytes(render::completion(head, &completion)),
         Body::Stream(stream) => {
             let body = AnswerBody::events(stream, StreamRenderer::new(head));

@@ -9,6 +9,8 @@ use millgate_ops::metrics::Counter;
 pub(crate) enum Route {
     Chat,
     Completions,
+    Embeddings,
+    Responses,
     Models,
     Traces,
     Metrics,
@@ -16,9 +18,11 @@ pub(crate) enum Route {
     Other,
 }
 
-const ROUTES: [(Route, &str); 7] = [
+const ROUTES: [(Route, &str); 9] = [
     (Route::Chat, "chat"),
     (Route::Completions, "completions"),
+    (Route::Embeddings, "embeddings"),
+    (Route::Responses, "responses"),
     (Route::Models, "models"),
     (Route::Traces, "traces"),
     (Route::Metrics, "metrics"),

@@ -11,9 +11,12 @@
 mod answer;
 mod body;
 mod counters;
+mod embeddings;
 mod health;
+mod logprobs;
 mod read;
 mod render;
+mod responses;
 mod server;
 mod service;
 mod traces;

@@ -6,8 +6,13 @@
 use std::fmt::Write as _;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use millgate_ops::response::{Choice, Completion, Delta, Event, FinishReason, TokenLogprob, Usage};
+use millgate_ops::response::{
+    Choice, Completion, Delta, Echoed, Event, FinishReason, ToolCallStart, Usage,
+};
 use millgate_ops::{ApiError, Endpoint, TraceId};
+
+use crate::logprobs::logprobs;
+use crate::responses::{self, ResponsesRenderer};
 
 /// The last block of every stream.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -23,15 +28,19 @@ pub struct Head<'a> {
     pub created: u64,
     /// Which API's words to use.
     pub endpoint: Endpoint,
+    /// Whether a stream tells its tokens at the end: then the chunks before say `"usage":null`.
+    pub include_usage: bool,
+    /// What an answer of `/v1/responses` repeats of its request.
+    pub echoed: Option<&'a Echoed>,
 }
 
 impl Head<'_> {
     /// Writes `"id":…,"object":…,"created":…,"model":…`.
     fn write(&self, out: &mut BytesMut, stream: bool) {
         let (prefix, object) = match (self.endpoint, stream) {
-            (Endpoint::Chat, false) => ("chatcmpl", "chat.completion"),
-            (Endpoint::Chat, true) => ("chatcmpl", "chat.completion.chunk"),
             (Endpoint::Completions, _) => ("cmpl", "text_completion"),
+            (_, false) => ("chatcmpl", "chat.completion"),
+            (_, true) => ("chatcmpl", "chat.completion.chunk"),
         };
         format(
             out,
@@ -47,6 +56,9 @@ impl Head<'_> {
 /// A whole answer.
 #[must_use]
 pub fn completion(head: Head<'_>, answer: &Completion) -> Bytes {
+    if head.endpoint == Endpoint::Responses {
+        return responses::whole(head, answer);
+    }
     let text: usize = answer.choices.iter().map(|choice| choice.text.len()).sum();
     let mut out = BytesMut::with_capacity(512 + text + text / 8);
     out.put_u8(b'{');
@@ -67,15 +79,37 @@ pub fn completion(head: Head<'_>, answer: &Completion) -> Bytes {
 fn choice(out: &mut BytesMut, endpoint: Endpoint, choice: &Choice) {
     format(out, format_args!("{{\"index\":{},", choice.index));
     match endpoint {
-        Endpoint::Chat => {
-            out.put_slice(b"\"message\":{\"role\":\"assistant\",\"content\":");
-            string(out, &choice.text);
-            out.put_slice(b",\"refusal\":null},\"logprobs\":");
-        }
         Endpoint::Completions => {
             out.put_slice(b"\"text\":");
             string(out, &choice.text);
             out.put_slice(b",\"logprobs\":");
+        }
+        _ => {
+            out.put_slice(b"\"message\":{\"role\":\"assistant\",\"content\":");
+            if choice.text.is_empty() && !choice.tool_calls.is_empty() {
+                out.put_slice(b"null");
+            } else {
+                string(out, &choice.text);
+            }
+            out.put_slice(b",\"refusal\":null");
+            for (place, call) in choice.tool_calls.iter().enumerate() {
+                out.put_slice(if place > 0 {
+                    b","
+                } else {
+                    b",\"tool_calls\":["
+                });
+                out.put_slice(b"{\"id\":");
+                string(out, &call.id);
+                out.put_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+                string(out, &call.name);
+                out.put_slice(b",\"arguments\":");
+                string(out, &call.arguments);
+                out.put_slice(b"}}");
+            }
+            if !choice.tool_calls.is_empty() {
+                out.put_u8(b']');
+            }
+            out.put_slice(b"},\"logprobs\":");
         }
     }
     logprobs(out, endpoint, choice.logprobs.as_deref(), 0);
@@ -89,8 +123,12 @@ fn choice(out: &mut BytesMut, endpoint: Endpoint, choice: &Choice) {
 #[derive(Debug)]
 pub struct StreamRenderer {
     endpoint: Endpoint,
+    /// For `/v1/responses`, whose events are of another kind.
+    responses: Option<ResponsesRenderer>,
     /// `data: {"id":…,"model":…,`, which each block begins with.
     prefix: Bytes,
+    /// What each block but the last one ends with.
+    suffix: &'static [u8],
     /// Per choice: how many characters were sent, once its first block was (chat names the role
     /// in it).
     sent: Vec<Option<usize>>,
@@ -106,7 +144,12 @@ impl StreamRenderer {
         prefix.put_slice(b",\"choices\":[");
         Self {
             endpoint: head.endpoint,
+            responses: (head.endpoint == Endpoint::Responses).then(|| ResponsesRenderer::new(head)),
             prefix: prefix.freeze(),
+            suffix: match head.include_usage {
+                true => b"}],\"usage\":null}\n\n",
+                false => b"}]}\n\n",
+            },
             sent: Vec::new(),
         }
     }
@@ -114,9 +157,23 @@ impl StreamRenderer {
     /// The blocks of one event, each ended by a blank line.
     #[must_use]
     pub fn render(&mut self, event: &Event) -> Bytes {
+        if let Some(responses) = &mut self.responses {
+            return responses.render(event);
+        }
         match event {
             Event::Raw(blocks) => blocks.clone(),
             Event::Delta(delta) => self.delta(delta),
+            Event::ToolCall(start) => self.tool_call(start),
+            Event::ToolArguments {
+                choice,
+                index,
+                text,
+            } => {
+                let mut inner = format!("{{\"index\":{index},\"function\":{{\"arguments\":");
+                inner.push_str(&serde_json::Value::from(&**text).to_string());
+                inner.push_str("}}");
+                self.tool_delta(*choice, &inner)
+            }
             Event::Finished { choice, reason } => self.finished(*choice, *reason),
             Event::Usage(tokens) => {
                 let mut out = self.block(0);
@@ -143,7 +200,11 @@ impl StreamRenderer {
         let mut out = self.block(delta.text.len());
         format(&mut out, format_args!("{{\"index\":{},", delta.choice));
         match self.endpoint {
-            Endpoint::Chat => {
+            Endpoint::Completions => {
+                out.put_slice(b"\"text\":");
+                string(&mut out, &delta.text);
+            }
+            _ => {
                 out.put_slice(b"\"delta\":{");
                 if before.is_none() {
                     out.put_slice(b"\"role\":\"assistant\",");
@@ -152,15 +213,12 @@ impl StreamRenderer {
                 string(&mut out, &delta.text);
                 out.put_u8(b'}');
             }
-            Endpoint::Completions => {
-                out.put_slice(b"\"text\":");
-                string(&mut out, &delta.text);
-            }
         }
         out.put_slice(b",\"logprobs\":");
         let offset = before.unwrap_or(0);
         logprobs(&mut out, self.endpoint, delta.logprobs.as_deref(), offset);
-        out.put_slice(b",\"finish_reason\":null}]}\n\n");
+        out.put_slice(b",\"finish_reason\":null");
+        out.put_slice(self.suffix);
         if let Some(Some(sent)) = self.sent.get_mut(delta.choice as usize) {
             *sent += delta.text.chars().count();
         }
@@ -171,17 +229,45 @@ impl StreamRenderer {
         let first = self.begin(choice).is_none();
         let mut out = self.block(0);
         let inner = match (self.endpoint, first) {
-            (Endpoint::Chat, true) => r#""delta":{"role":"assistant","content":""}"#,
-            (Endpoint::Chat, false) => r#""delta":{}"#,
             (Endpoint::Completions, _) => r#""text":"""#,
+            (_, true) => r#""delta":{"role":"assistant","content":""}"#,
+            (_, false) => r#""delta":{}"#,
         };
         let reason = reason.name();
         format(
             &mut out,
             format_args!(
-                "{{\"index\":{choice},{inner},\"logprobs\":null,\"finish_reason\":\"{reason}\"}}]}}\n\n"
+                "{{\"index\":{choice},{inner},\"logprobs\":null,\"finish_reason\":\"{reason}\""
             ),
         );
+        out.put_slice(self.suffix);
+        out.freeze()
+    }
+
+    fn tool_call(&mut self, start: &ToolCallStart) -> Bytes {
+        let text = |text: &str| serde_json::Value::from(text).to_string();
+        let inner = format!(
+            "{{\"index\":{},\"id\":{},\"type\":\"function\",\"function\":{{\"name\":{},\"arguments\":\"\"}}}}",
+            start.index,
+            text(&start.id),
+            text(&start.name)
+        );
+        self.tool_delta(start.choice, &inner)
+    }
+
+    fn tool_delta(&mut self, choice: u32, inner: &str) -> Bytes {
+        let role = match self.begin(choice) {
+            None => "\"role\":\"assistant\",\"content\":null,",
+            Some(_) => "",
+        };
+        let mut out = self.block(inner.len());
+        format(
+            &mut out,
+            format_args!(
+                "{{\"index\":{choice},\"delta\":{{{role}\"tool_calls\":[{inner}]}},\"logprobs\":null,\"finish_reason\":null"
+            ),
+        );
+        out.put_slice(self.suffix);
         out.freeze()
     }
 
@@ -250,92 +336,8 @@ fn usage(out: &mut BytesMut, usage: Usage) {
     );
 }
 
-fn logprobs(
-    out: &mut BytesMut,
-    endpoint: Endpoint,
-    tokens: Option<&[TokenLogprob]>,
-    offset: usize,
-) {
-    let Some(tokens) = tokens else {
-        out.put_slice(b"null");
-        return;
-    };
-    match endpoint {
-        Endpoint::Chat => {
-            out.put_slice(b"{\"content\":[");
-            for (place, token) in tokens.iter().enumerate() {
-                if place > 0 {
-                    out.put_u8(b',');
-                }
-                out.put_u8(b'{');
-                token_fields(out, &token.text, token.logprob);
-                out.put_slice(b",\"top_logprobs\":[");
-                for (place, (text, logprob)) in token.top.iter().enumerate() {
-                    out.put_slice(if place > 0 { b",{" } else { b"{" });
-                    token_fields(out, text, *logprob);
-                    out.put_u8(b'}');
-                }
-                out.put_slice(b"]}");
-            }
-            out.put_slice(b"],\"refusal\":null}");
-        }
-        Endpoint::Completions => legacy_logprobs(out, tokens, offset),
-    }
-}
-
-fn token_fields(out: &mut BytesMut, text: &str, logprob: f32) {
-    out.put_slice(b"\"token\":");
-    string(out, text);
-    out.put_slice(b",\"logprob\":");
-    number(out, logprob);
-    out.put_slice(b",\"bytes\":[");
-    for (place, byte) in text.bytes().enumerate() {
-        if place > 0 {
-            out.put_u8(b',');
-        }
-        format(out, format_args!("{byte}"));
-    }
-    out.put_u8(b']');
-}
-
-/// The form of `/v1/completions`: parallel arrays.
-fn legacy_logprobs(out: &mut BytesMut, tokens: &[TokenLogprob], offset: usize) {
-    let mut list = |name: &str, item: &mut dyn FnMut(&mut BytesMut, &TokenLogprob)| {
-        format(out, format_args!("{name}["));
-        for (place, token) in tokens.iter().enumerate() {
-            if place > 0 {
-                out.put_u8(b',');
-            }
-            item(out, token);
-        }
-        out.put_u8(b']');
-    };
-    list("{\"tokens\":", &mut |out, token| string(out, &token.text));
-    list(",\"token_logprobs\":", &mut |out, token| {
-        number(out, token.logprob)
-    });
-    list(",\"top_logprobs\":", &mut |out, token| {
-        out.put_u8(b'{');
-        for (place, (text, logprob)) in token.top.iter().enumerate() {
-            if place > 0 {
-                out.put_u8(b',');
-            }
-            string(out, text);
-            out.put_u8(b':');
-            number(out, *logprob);
-        }
-        out.put_u8(b'}');
-    });
-    let mut at = offset;
-    list(",\"text_offset\":", &mut |out, token| {
-        format(out, format_args!("{at}"));
-        at += token.text.chars().count();
-    });
-    out.put_u8(b'}');
-}
-
 /// JSON has no infinities: the least logarithm stands for "never".
-fn number(out: &mut BytesMut, value: f32) {
+pub(crate) fn number(out: &mut BytesMut, value: f32) {
     let value = if value.is_finite() { value } else { -9999.0 };
     format(out, format_args!("{value}"));
 }
@@ -346,7 +348,7 @@ pub(crate) fn string(out: &mut BytesMut, text: &str) {
     let _ = serde_json::to_writer(out.writer(), text);
 }
 
-fn format(out: &mut BytesMut, args: std::fmt::Arguments<'_>) {
+pub(crate) fn format(out: &mut BytesMut, args: std::fmt::Arguments<'_>) {
     // Writing to memory cannot fail.
     let _ = out.write_fmt(args);
 }
@@ -354,6 +356,7 @@ fn format(out: &mut BytesMut, args: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use millgate_ops::response::{TokenLogprob, ToolCall};
     use serde_json::Value;
 
     fn head(endpoint: Endpoint) -> Head<'static> {
@@ -362,6 +365,8 @@ mod tests {
             model: "a \"model\"",
             created: 3,
             endpoint,
+            include_usage: false,
+            echoed: None,
         }
     }
 
@@ -374,7 +379,7 @@ mod tests {
     fn token(text: &str) -> TokenLogprob {
         TokenLogprob {
             text: text.into(),
-            logprob: -0.5,
+            logprob: Some(-0.5),
             top: vec![(text.into(), -0.5), ("\"".into(), f32::NEG_INFINITY)],
         }
     }
@@ -385,6 +390,7 @@ mod tests {
             choices: vec![Choice {
                 index: 0,
                 text: "line\n\u{1F600}\u{2028}".into(),
+                tool_calls: Vec::new(),
                 logprobs: Some(vec![token("line")]),
                 finish: FinishReason::Stop,
             }],
@@ -414,6 +420,54 @@ mod tests {
         assert_eq!(json["object"], "text_completion");
         assert_eq!(json["choices"][0]["logprobs"]["tokens"][0], "line");
         assert_eq!(json["choices"][0]["logprobs"]["text_offset"][0], 0);
+    }
+
+    #[test]
+    fn calls_of_tools_and_the_absent_usage_are_where_clients_look_for_them() {
+        let call = ToolCall {
+            id: "call_1".into(),
+            name: "weather".into(),
+            arguments: "{\"city\": \"Bern\"}".into(),
+        };
+        let answer = Completion {
+            choices: vec![Choice {
+                index: 0,
+                text: String::new(),
+                tool_calls: vec![call.clone(), call],
+                logprobs: None,
+                finish: FinishReason::ToolCalls,
+            }],
+            usage: Usage::default(),
+        };
+        let json: Value =
+            serde_json::from_slice(&completion(head(Endpoint::Chat), &answer)).unwrap();
+        let message = &json["choices"][0]["message"];
+        assert_eq!(message["content"], Value::Null);
+        assert_eq!(message["tool_calls"][1]["function"]["name"], "weather");
+        assert_eq!(json["choices"][0]["finish_reason"], "tool_calls");
+
+        let mut renderer = StreamRenderer::new(Head {
+            include_usage: true,
+            ..head(Endpoint::Chat)
+        });
+        let first = block(&renderer.render(&Event::ToolCall(ToolCallStart {
+            choice: 0,
+            index: 0,
+            id: "call_1".into(),
+            name: "weather".into(),
+        })));
+        let delta = &first["choices"][0]["delta"];
+        assert_eq!(delta["role"], "assistant");
+        assert_eq!(delta["tool_calls"][0]["id"], "call_1");
+        assert!(first.as_object().unwrap().contains_key("usage") && first["usage"].is_null());
+        let next = block(&renderer.render(&Event::ToolArguments {
+            choice: 0,
+            index: 0,
+            text: "{\"".into(),
+        }));
+        let delta = &next["choices"][0]["delta"];
+        assert_eq!(delta["tool_calls"][0]["function"]["arguments"], "{\"");
+        assert!(delta.get("role").is_none());
     }
 
     #[test]

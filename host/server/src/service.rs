@@ -126,9 +126,11 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
     let path = parts.uri.path();
     let get = matches!(parts.method, Method::GET | Method::HEAD);
     match path {
-        "/v1/chat/completions" | "/v1/completions" => {
+        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/v1/responses" => {
             let (route, endpoint) = match path {
                 "/v1/completions" => (Route::Completions, Endpoint::Completions),
+                "/v1/embeddings" => (Route::Embeddings, Endpoint::Embeddings),
+                "/v1/responses" => (Route::Responses, Endpoint::Responses),
                 _ => (Route::Chat, Endpoint::Chat),
             };
             if parts.method != Method::POST {
@@ -213,7 +215,7 @@ async fn rest(
     }
 }
 
-/// The two routes that generate.
+/// The routes that a pipeline answers.
 async fn generate(
     shared: &Shared,
     endpoint: Endpoint,

@@ -60,7 +60,8 @@ async fn every_failure_has_openais_shape() {
         let error = body["error"]
             .as_object()
             .unwrap_or_else(|| panic!("{what}: {body}"));
-        let keys: Vec<&str> = error.keys().map(String::as_str).collect();
+        let mut keys: Vec<&str> = error.keys().map(String::as_str).collect();
+        keys.sort_unstable();
         assert_eq!(keys, ["code", "message", "param", "type"], "{what}");
         assert!(!error["message"].as_str().unwrap().is_empty(), "{what}");
         assert!(

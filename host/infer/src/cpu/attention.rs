@@ -50,7 +50,7 @@ impl CpuExecutor {
         planes: &Planes<E>,
         out: &mut Buffer,
     ) -> Result<()> {
-        let Batch { rows, tables } = batch;
+        let Batch { rows, tables, .. } = batch;
         let (dim, width, level) = (shape.head_dim, out.width, self.level);
         let ends = match reach {
             Reach::Whole => ends(rows, tables.len()),

@@ -471,6 +471,22 @@ impl Executor for CpuExecutor {
         })
     }
 
+    fn scatter_add(
+        &mut self,
+        x: &Buffer,
+        rows: &[usize],
+        out: &mut Buffer,
+        at: usize,
+    ) -> Result<()> {
+        for (index, row) in rows.iter().enumerate() {
+            let out = &mut out.row_mut(*row)[at..at + x.width];
+            out.iter_mut()
+                .zip(x.row(index))
+                .for_each(|(out, x)| *out += x);
+        }
+        Ok(())
+    }
+
     fn read(&mut self, x: &Buffer, rows: usize, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
         out.extend_from_slice(&x.data[..rows * x.width]);

@@ -269,6 +269,10 @@ impl Executor for CudaExecutor {
         {
             self.recorder.forget();
         }
+        // Which rows have adapters differs from step to step.
+        if batch.adapters.iter().any(|adapter| *adapter != 0) {
+            return Ok(false);
+        }
         self.recorder.begin(&self.step.layout, &self.stream)
     }
 
@@ -579,6 +583,9 @@ impl Executor for CudaExecutor {
     fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<()> {
         out.holds(rows.len())?;
         x.holds(rows.iter().map(|row| row + 1).max().unwrap_or(0))?;
+        if x.width != out.width {
+            return Err(Error::Device("rows of another width".into()));
+        }
         self.written(out);
         let (pointer, _sent) = self.indices(rows)?;
         self.launch(
@@ -589,6 +596,34 @@ impl Executor for CudaExecutor {
                 Pointer(x.pointer(&self.stream)),
                 Pointer(pointer),
                 int(out.width),
+            ],
+        )
+    }
+
+    fn scatter_add(
+        &mut self,
+        x: &Buffer,
+        rows: &[usize],
+        out: &mut Buffer,
+        at: usize,
+    ) -> Result<()> {
+        x.holds(rows.len())?;
+        out.holds(rows.iter().map(|row| row + 1).max().unwrap_or(0))?;
+        if at + x.width > out.width {
+            return Err(Error::Device("a sum of the wrong shape".into()));
+        }
+        self.written(out);
+        let (pointer, _sent) = self.indices(rows)?;
+        self.launch(
+            "scatter_add",
+            Size::rows(rows.len(), 256),
+            &[
+                Pointer(out.pointer(&self.stream)),
+                Pointer(x.pointer(&self.stream)),
+                Pointer(pointer),
+                int(x.width),
+                int(out.width),
+                int(at),
             ],
         )
     }

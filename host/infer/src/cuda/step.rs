@@ -109,7 +109,7 @@ impl Step {
     }
 
     fn fill(&mut self, batch: Batch<'_>, shape: HeadShape, angles: &[&[f32]]) -> Result<()> {
-        let Batch { rows, tables } = batch;
+        let Batch { rows, tables, .. } = batch;
         let wanted = |output| {
             let matching = rows
                 .iter()

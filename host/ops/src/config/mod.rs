@@ -102,6 +102,10 @@ pub struct ModelConfig {
     pub queue: Option<u32>,
     /// Memory for the key-value cache. Local models only.
     pub kv_cache: Option<ByteSize>,
+    /// How it samples where a request does not say. Local models only.
+    pub sampling: SamplingConfig,
+    /// LoRA adapters beside it, by name: folders in PEFT's format, relative to this file. Local models only.
+    pub adapters: BTreeMap<String, PathBuf>,
     /// When the model is read. Local models only.
     pub load: Load,
     /// A model that is loaded by use is unloaded when nobody used it for this long.
@@ -117,6 +121,29 @@ pub enum Load {
     Start,
     /// By the first request for it; it is unloaded to make room for another, or after `unload-after`.
     OnUse,
+}
+
+/// How a model samples where a request does not say.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct SamplingConfig {
+    /// 0 always takes the likeliest token; 1, the default, is the model's own distribution.
+    #[schemars(range(min = 0.0, max = 2.0))]
+    pub temperature: Option<f32>,
+    /// The likeliest tokens whose probabilities reach this sum stay; 1, the default, keeps all.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub top_p: Option<f32>,
+    /// This many of the likeliest tokens stay; 0, the default, keeps all.
+    pub top_k: Option<u32>,
+    /// Tokens of at least this share of the likeliest one's probability stay; 0, the default, keeps all.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_p: Option<f32>,
+    /// Above 1 what was said already becomes less likely; 1, the default, is off.
+    #[schemars(range(min = 0.01, max = 10.0))]
+    pub repetition_penalty: Option<f32>,
+    /// The most tokens of an answer.
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<u32>,
 }
 
 /// A remote endpoint that speaks the OpenAI API.
@@ -272,10 +299,24 @@ pub struct ArmConfig {
     pub name: String,
     /// A model of this config.
     pub model: String,
+    /// One of the model's adapters.
+    #[serde(default)]
+    pub adapter: Option<String>,
     /// The share of traffic that a candidate begins with, 0 to 1. The stable arm takes the rest.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub weight: Option<f64>,
+}
+
+impl ArmConfig {
+    /// The model with its adapter, as `base+support`.
+    #[must_use]
+    pub fn full_model(&self) -> String {
+        match &self.adapter {
+            None => self.model.clone(),
+            Some(adapter) => format!("{}+{adapter}", self.model),
+        }
+    }
 }
 
 /// The evaluation of live answers that come with a reference (`metadata.reference`).

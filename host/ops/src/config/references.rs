@@ -64,7 +64,7 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
         check_grant(document, name, &stage.grant, config, problems);
     }
     for (name, pipeline) in &config.pipelines {
-        check_pipeline(document, name, pipeline, problems);
+        check_pipeline(document, name, pipeline, config, problems);
     }
     check_serves(document, config, problems);
     check_deployments(document, config, problems);
@@ -165,6 +165,8 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
         "kv-cache",
         "load",
         "unload-after",
+        "sampling",
+        "adapters",
     ];
     for key in local
         .into_iter()
@@ -230,6 +232,7 @@ fn check_pipeline(
     document: &Node,
     name: &str,
     pipeline: &PipelineConfig,
+    config: &Config,
     problems: &mut Problems<'_>,
 ) {
     let at = |steps: &[super::tree::Step<'_>]| {
@@ -281,7 +284,7 @@ fn check_pipeline(
             );
         }
     }
-    check_arms(document, name, pipeline, problems);
+    check_arms(document, name, pipeline, config, problems);
 }
 
 /// Whether a key of a pipeline was left out of the config because of what it holds.
@@ -293,7 +296,13 @@ fn faulty(document: &Node, pipeline: &str, key: &str) -> bool {
     node.is_some_and(|node| node.type_name() != "an array" || !node.items().is_empty())
 }
 
-fn check_arms(document: &Node, name: &str, pipeline: &PipelineConfig, problems: &mut Problems<'_>) {
+fn check_arms(
+    document: &Node,
+    name: &str,
+    pipeline: &PipelineConfig,
+    config: &Config,
+    problems: &mut Problems<'_>,
+) {
     let at = |steps: &[super::tree::Step<'_>]| {
         let mut path = vec![Key("pipelines"), Key(name)];
         path.extend_from_slice(steps);
@@ -328,6 +337,16 @@ fn check_arms(document: &Node, name: &str, pipeline: &PipelineConfig, problems: 
             Key("model"),
         ];
         defined(document, "models", &arm.model, &place, problems);
+        if let (Some(adapter), Some(model)) = (&arm.adapter, config.models.get(&arm.model))
+            && !model.adapters.contains_key(adapter)
+        {
+            let known = model.adapters.keys().map(String::as_str);
+            problems.add(
+                &at(&[Key("arms"), Index(index), Key("adapter")]),
+                format!("`models.{}` has no adapter `{adapter}`", arm.model),
+                suggest(adapter, known, "its adapters"),
+            );
+        }
         if pipeline
             .arms
             .iter()

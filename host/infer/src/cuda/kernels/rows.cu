@@ -139,3 +139,9 @@ KERNEL(256, gather, float* out, const float* x, const u32* rows, int width) {
     size_t from = (size_t)rows[blockIdx.x] * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) out[(size_t)blockIdx.x * width + i] = x[from + i];
 }
+
+// out[rows[i]][at..] += x[i], over the width of x. A block is a row of x.
+KERNEL(256, scatter_add, float* out, const float* x, const u32* rows, int width, int out_width, int at) {
+    float* to = out + (size_t)rows[blockIdx.x] * out_width + at;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] += x[(size_t)blockIdx.x * width + i];
+}

@@ -67,6 +67,7 @@ impl<D: Device> Bench<D> {
         let batch = Batch {
             rows: &rows,
             tables: &[&[0]],
+            adapters: &[],
         };
         self.run.begin(batch, heads(1, 1, 8, 8), &[]).unwrap();
     }
@@ -338,6 +339,12 @@ fn rows_of<D: Device>(device: D, rows: usize, width: usize) -> Vec<Vec<f32>> {
     let mut gathered = bench.run.buffer(chosen.len(), width).unwrap();
     bench.run.gather(&x, &chosen, &mut gathered).unwrap();
     out.push(bench.read(&gathered, chosen.len()));
+    let mut sums = bench.filled(&random(rows * (width + 3), 18), width + 3);
+    bench
+        .run
+        .scatter_add(&gathered, &chosen, &mut sums, 2)
+        .unwrap();
+    out.push(bench.read(&sums, rows));
     let gate_up = bench.filled(&random(rows * 2 * width, 12), 2 * width);
     let mut gated = bench.run.buffer(rows, width).unwrap();
     for activation in [Activation::Silu, Activation::GeluTanh] {
@@ -470,6 +477,7 @@ fn attention_of<D: Device>(
         let batch = Batch {
             rows: &rows,
             tables: &tables,
+            adapters: &[],
         };
         bench.run.begin(batch, shape, &[&angles]).unwrap();
         bench
