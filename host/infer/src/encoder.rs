@@ -283,6 +283,8 @@ impl<D: Device> Session for EncoderSession<D> {
         self.places.clear();
         self.places.extend(rows.iter().map(|row| row.position));
         let (run, epsilon) = (&mut self.executor, config.epsilon);
+        // Its steps hardly come again with the same layout; none is replayed.
+        run.begin(batch, shape, &[])?;
         run.embed(&model.words, &self.ids, 1.0, &mut self.sum, Write::Set)?;
         run.embed(
             &model.positions,

@@ -10,15 +10,17 @@
 //! `pace` and `prefix`)
 //! -> `network` (what runs a step) -> `keys` and `config` (a decoder's numbers), `weights` (its tensors) and `decoder`
 //! (its graph), or `encoder` (BERT's) -> `ops` (the operations that the graphs need) -> `cpu` (those operations on a
-//! processor; `quant` knows the tensor types) -> `grammar` (which tokens may come) and `sampling` (logits to a token) -> `output` (tokens to text that may
-//! leave).
+//! processor; `quant` knows the tensor types) or `cuda` (on a GPU; `device` chooses) -> `grammar` (which tokens may come)
+//! and `sampling` (logits to a token) -> `output` (tokens to text that may leave).
 
 mod adapter;
 pub mod bench;
 mod chat;
 mod config;
 mod cpu;
+mod cuda;
 mod decoder;
+mod device;
 mod encoder;
 mod engine;
 mod error;
@@ -54,6 +56,7 @@ mod tokenizer;
 mod tools;
 mod weights;
 
+pub use device::{DeviceChoice, Gpu, GpuReport, gpus};
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};
 pub use grammar::Grammar;

@@ -11,6 +11,7 @@ use crate::chat::ChatTemplate;
 use crate::config::{Config, Family};
 use crate::cpu::Cpu;
 use crate::cpu::kernels::Level;
+use crate::cuda::{self, Cuda};
 use crate::decoder::Decoder;
 use crate::encoder::{Encoder, EncoderConfig};
 use crate::folder::{self, Folder};
@@ -21,7 +22,7 @@ use crate::network::{Network, Session, SessionOptions};
 use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Source;
-use crate::{ChatMessage, Error, Result};
+use crate::{ChatMessage, DeviceChoice, Error, Result};
 
 /// How the weights are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +41,8 @@ pub struct ModelOptions {
     pub precision: Precision,
     /// A context shorter than the model's own, in tokens.
     pub context: Option<u32>,
+    /// Which device it runs on.
+    pub device: DeviceChoice,
     /// Do without SIMD kernels, whatever the processor has: for comparisons.
     pub plain_kernels: bool,
 }
@@ -162,13 +165,13 @@ impl Model {
                 .map_or_else(|| name_of(path), str::to_owned),
             ..info(&gguf, architecture, config.context, gguf.len())
         };
-        let network = Decoder::load(&gguf, config, options.device())?;
+        let network = decoder(&gguf, config, options)?;
         gguf.release_pages();
         Ok(Arc::new(Self {
             info,
             tokenizer,
             template,
-            network: Arc::new(network),
+            network,
             kind: ModelKind::Decoder,
             path: path.to_owned(),
         }))
@@ -181,15 +184,15 @@ impl Model {
                 let mut config = EncoderConfig::read(&folder)?;
                 config.context = options.limit(config.context);
                 let (vocabulary, context) = (config.vocabulary, config.context);
-                let network = Encoder::load(&folder, config, options.device())?;
-                (Arc::new(network), vocabulary, context, ModelKind::Encoder)
+                let network = encoder(&folder, config, options)?;
+                (network, vocabulary, context, ModelKind::Encoder)
             } else {
                 let family = family(&architecture)?;
                 let mut config = Config::new(&folder.numbers(family)?, &folder)?;
                 config.context = options.limit(config.context);
                 let (vocabulary, context) = (config.vocabulary, config.context);
-                let network = Decoder::load(&folder, config, options.device())?;
-                (Arc::new(network), vocabulary, context, ModelKind::Decoder)
+                let network = decoder(&folder, config, options)?;
+                (network, vocabulary, context, ModelKind::Decoder)
             };
         let tokenizer = json_encoding::tokenizer(folder.path(), vocabulary)?;
         let template = template_of(folder::chat_template(folder.path())?, &tokenizer);
@@ -390,14 +393,50 @@ impl ModelOptions {
             .map_or(context, |most| context.min(most.max(1)))
     }
 
-    fn device(&self) -> Cpu {
+    fn device(&self) -> Result<Opened> {
+        let gpu = match self.device {
+            DeviceChoice::Cpu => None,
+            DeviceChoice::Cuda(index) => Some(index),
+            DeviceChoice::Auto => cuda::first_usable(),
+        };
+        if let Some(index) = gpu {
+            return Ok(Opened::Cuda(Cuda::open(index, self.precision)?));
+        }
         let level = if self.plain_kernels {
             Level::Scalar
         } else {
             Level::detect()
         };
-        Cpu::new(self.precision, level)
+        Ok(Opened::Cpu(Cpu::new(self.precision, level)))
     }
+}
+
+/// The device that was chosen.
+enum Opened {
+    Cpu(Cpu),
+    Cuda(Cuda),
+}
+
+fn decoder(
+    source: &dyn Source,
+    config: Config,
+    options: &ModelOptions,
+) -> Result<Arc<dyn Network>> {
+    Ok(match options.device()? {
+        Opened::Cpu(device) => Arc::new(Decoder::load(source, config, device)?),
+        Opened::Cuda(device) => Arc::new(Decoder::load(source, config, device)?),
+    })
+}
+
+fn encoder(
+    source: &dyn Source,
+    config: EncoderConfig,
+    options: &ModelOptions,
+) -> Result<Arc<dyn Network>> {
+    Ok(match options.device()? {
+        Opened::Cpu(device) => Arc::new(Encoder::load(source, config, device)?),
+        Opened::Cuda(device) => Arc::new(Encoder::load(source, config, device)?),
+    })
 }
 
 fn family(architecture: &str) -> Result<Family> {

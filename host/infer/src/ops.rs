@@ -1,5 +1,5 @@
 //! The operations that a model's graph is made of. The graphs (`decoder`, `encoder`) are written once over these
-//! traits; a device implements them: `cpu` now, CUDA beside it.
+//! traits; a device implements them: `cpu`, and `cuda` beside it.
 //!
 //! A [`Device`] keeps weights, which many executors share. An [`Executor`] runs one step at a time and owns
 //! what a step writes to: buffers of activations and the KV cache. All numbers between operations are f32.
@@ -151,6 +151,12 @@ pub(crate) trait Executor: Send + 'static {
     /// Bytes of one page in all layers.
     fn page_bytes(&self, shape: CacheShape) -> usize;
 
+    /// Starts a step: what its operations need of the batch, and the angles that it will rotate by, may be sent to the
+    /// device here. True where the device has the step's operations up to [`Self::read`] from an earlier step of the same
+    /// layout, and has started them: then only `read` is left to do. Such a step has logits for each of its rows.
+    fn begin(&mut self, _batch: Batch<'_>, _shape: HeadShape, _angles: &[&[f32]]) -> Result<bool> {
+        Ok(false)
+    }
     /// out[row] = the table's row `ids[row]`, multiplied by `scale`; set or added. The ids are within the table.
     fn embed(
         &mut self,

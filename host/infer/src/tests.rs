@@ -489,7 +489,7 @@ fn every_tensor_type_gives_the_exact_paths_logits() {
             let options = ModelOptions {
                 precision,
                 plain_kernels,
-                context: None,
+                ..ModelOptions::default()
             };
             model(&bytes, &options)
                 .unwrap()

@@ -38,7 +38,11 @@ pub(crate) struct LocalModel {
 impl LocalModel {
     /// Opens a model and starts its engine. Blocking.
     pub(crate) fn start(path: &Path, config: &ModelConfig) -> infer::Result<Self> {
-        let model = Model::open(path, &ModelOptions::default())?;
+        let model = ModelOptions {
+            device: config.device.unwrap_or_default().0,
+            ..ModelOptions::default()
+        };
+        let model = Model::open(path, &model)?;
         let mut options = EngineOptions::default();
         if let Some(threads) = config.threads {
             options.threads = threads as usize;

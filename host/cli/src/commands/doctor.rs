@@ -44,6 +44,9 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
     line("version", Fine(env!("CARGO_PKG_VERSION").to_owned()));
     line("machine", machine());
     line("simd", simd());
+    for (name, finding) in gpus() {
+        line(&name, finding);
+    }
     line("kernel", kernel());
     line("memory", memory());
     line("port", port(args.listen));
@@ -102,6 +105,39 @@ fn simd() -> Finding {
     } else {
         Note("no SIMD kernels for this machine: local models will be slow".to_owned())
     }
+}
+
+/// The GPUs, and what would stop one from being used. A machine without one is well.
+fn gpus() -> Vec<(String, Finding)> {
+    let report = millgate_infer::gpus();
+    let driver = report.driver.map_or_else(String::new, |(major, minor)| {
+        format!(", driver for CUDA {major}.{minor}")
+    });
+    let mut lines = Vec::new();
+    for gpu in &report.gpus {
+        let text = format!(
+            "{}, {} MiB, compute capability {}.{}{driver}",
+            gpu.name,
+            gpu.memory_bytes >> 20,
+            gpu.capability.0,
+            gpu.capability.1
+        );
+        let finding = match &gpu.unusable {
+            None => Fine(text),
+            Some(reason) => Note(format!("{text}; not used: {reason}")),
+        };
+        lines.push((format!("cuda:{}", gpu.index), finding));
+    }
+    if let Some(problem) = report.problem {
+        let missing = report.driver.is_none() && report.gpus.is_empty();
+        let finding = if missing {
+            Fine(problem)
+        } else {
+            Note(problem)
+        };
+        lines.push(("gpu".to_owned(), finding));
+    }
+    lines
 }
 
 fn kernel() -> Finding {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{check, check_with_plugins};
 pub use plugins::{PluginCatalog, PluginFacts};
 pub use problem::Problem;
-pub use units::{ByteSize, Time, UnitError};
+pub use units::{ByteSize, Device, Time, UnitError};
 
 /// A whole config.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -91,6 +91,9 @@ pub struct ModelConfig {
     pub path: Option<PathBuf>,
     /// A remote endpoint that speaks the OpenAI API.
     pub upstream: Option<UpstreamConfig>,
+    /// Which device computes: "auto" (the first GPU that can be used, else the processor), "cpu", or "cuda:0".
+    /// Local models only.
+    pub device: Option<Device>,
     /// CPU threads of the inference core; by default one for each core. Local models only.
     pub threads: Option<u32>,
     /// Requests that generate at the same time; the others wait. Local models only.

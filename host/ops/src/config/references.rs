@@ -158,6 +158,7 @@ fn check_model(document: &Node, name: &str, model: &ModelConfig, problems: &mut 
         return;
     };
     let local = [
+        "device",
         "threads",
         "max-sequences",
         "queue",

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     problem::{Problems, suggest},
     tree::{Entry, Kind, Node},
-    units::{BYTE_SIZE_FORMAT, ByteSize, TIME_FORMAT, Time},
+    units::{BYTE_SIZE_FORMAT, ByteSize, DEVICE_FORMAT, Device, TIME_FORMAT, Time},
 };
 
 /// A JSON Schema (2020-12) with its definitions.
@@ -212,6 +212,7 @@ fn check_scalar(
         let bad = match schema.get("format").and_then(Value::as_str) {
             Some(BYTE_SIZE_FORMAT) => text.parse::<ByteSize>().err(),
             Some(TIME_FORMAT) => text.parse::<Time>().err(),
+            Some(DEVICE_FORMAT) => text.parse::<Device>().err(),
             _ => None,
         };
         if let Some(error) = bad {

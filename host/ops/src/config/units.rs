@@ -1,8 +1,9 @@
-//! Sizes and times as people write them in a config: `"16MiB"`, `"50ms"`. They are parsed once, at
+//! Sizes, times and devices as people write them in a config: `"16MiB"`, `"50ms"`, `"cuda:0"`. They are parsed once, at
 //! the edge, so that the rest of the code cannot hold a bad one.
 
 use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
+use millgate_infer::DeviceChoice;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -10,6 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub const BYTE_SIZE_FORMAT: &str = "byte-size";
 /// The JSON Schema `format` of a [`Time`].
 pub const TIME_FORMAT: &str = "duration";
+
+/// The JSON Schema `format` of a [`Device`].
+pub const DEVICE_FORMAT: &str = "device";
 
 /// A number of bytes: `"16MiB"`, `"64KiB"`, `"2GiB"`, `"4MB"` or a plain integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +23,11 @@ pub struct ByteSize(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub Duration);
 
-/// Why a text is no size or no time.
+/// Which device a model runs on: `"auto"`, `"cpu"` or `"cuda:0"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Device(pub DeviceChoice);
+
+/// Why a text is no size, no time or no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {wanted}")]
 pub struct UnitError {
@@ -86,6 +94,17 @@ impl FromStr for Time {
     }
 }
 
+impl FromStr for Device {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        text.parse().map(Device).map_err(|_| UnitError {
+            text: text.to_owned(),
+            wanted: "\"auto\", \"cpu\" or \"cuda:0\"",
+        })
+    }
+}
+
 /// The largest unit that divides the number, so that what is printed parses back to the same.
 fn largest_unit<'a>(number: u64, units: &[(&'a str, u64)]) -> Option<(u64, &'a str)> {
     units
@@ -114,6 +133,12 @@ impl fmt::Display for Time {
     }
 }
 
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
@@ -137,6 +162,14 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -144,6 +177,12 @@ impl Serialize for ByteSize {
 }
 
 impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Device {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -180,6 +219,21 @@ impl JsonSchema for Time {
     }
 }
 
+impl JsonSchema for Device {
+    fn schema_name() -> Cow<'static, str> {
+        "Device".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": DEVICE_FORMAT,
+            "pattern": r"^(auto|cpu|cuda(:[0-9]+)?)$",
+            "examples": ["auto", "cpu", "cuda:0"],
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +256,10 @@ mod tests {
         for bad in ["", "50", "ms", "1.5s", "99999999999999d"] {
             assert!(bad.parse::<Time>().is_err(), "{bad}");
         }
+        for bad in ["", "gpu", "cuda:", "cuda:x"] {
+            assert!(bad.parse::<Device>().is_err(), "{bad}");
+        }
+        assert_eq!("cuda:1".parse(), Ok(Device(DeviceChoice::Cuda(1))));
         let said = "x".parse::<Time>().unwrap_err().to_string();
         assert!(said.contains("\"50ms\""), "{said}");
     }
