@@ -1,0 +1,538 @@
+//! Reading from a registry: every body is bounded, every step has a time-out, redirects are
+//! followed with suspicion, and a challenge is answered once.
+//!
+//! The registry is not trusted here: what it sends is checked by digest and signature, and this file
+//! sees to it that it cannot fill the memory, hold the caller for ever, or turn a download into a
+//! request to a machine that only we can reach. (The client of `oci-client` reads manifests and
+//! errors without a bound; it is used for pushing, where the registry is one that we log in to.)
+
+use crate::credentials::Login;
+use crate::error::{Error, Result};
+use crate::reference::{Reference, host_of};
+use bytes::{Bytes, BytesMut};
+use http_auth::parser::ChallengeParser;
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+};
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Certificate, Client, Response, StatusCode, Url};
+use serde::Deserialize;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// The most redirects that are followed.
+const MAX_REDIRECTS: usize = 5;
+/// The longest error and token answer that is read, in bytes.
+const MAX_ANSWER: u64 = 64 << 10;
+
+/// What a session may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// For the connection.
+    pub connect: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// For one request with its answer.
+    pub total: Duration,
+}
+
+/// A conversation with one repository.
+pub(crate) struct Session {
+    http: Client,
+    base: Url,
+    registry: String,
+    repository: String,
+    plain: bool,
+    login: Option<Login>,
+    /// The scope to ask for where tokens are used.
+    push: bool,
+    bounds: Bounds,
+    /// The header that the registry accepted last.
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// A whole answer.
+pub(crate) struct Answer {
+    pub body: Bytes,
+    pub content_type: String,
+    pub headers: HeaderMap,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// How the registry wants us to say who we are.
+pub(crate) enum Scheme {
+    Open,
+    Basic,
+    Bearer(String),
+}
+
+impl Session {
+    pub(crate) fn new(
+        reference: &Reference,
+        plain: bool,
+        login: Option<Login>,
+        push: bool,
+        bounds: Bounds,
+        roots: &[Certificate],
+    ) -> Result<Session> {
+        use_ring();
+        let registry = reference.registry().to_owned();
+        let scheme = if plain { "http" } else { "https" };
+        let base = Url::parse(&format!(
+            "{scheme}://{}/v2/{}/",
+            reference.endpoint(),
+            reference.repository()
+        ))
+        .map_err(|error| Error::Reference {
+            text: reference.to_string(),
+            why: error.to_string(),
+        })?;
+        let home = host_of(reference.endpoint()).to_owned();
+        let local = reference.is_loopback();
+        let mut builder = Client::builder()
+            .user_agent(concat!("millgate/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(bounds.connect)
+            .read_timeout(bounds.idle)
+            .redirect(Policy::custom(move |attempt| judge(attempt, plain, local)))
+            .tls_certs_merge(roots.iter().cloned());
+        if local {
+            builder = builder.no_proxy();
+        } else {
+            builder = builder.dns_resolver(Outward { home });
+        }
+        let http = builder.build().map_err(|error| Error::Tls {
+            why: reasons(&error),
+        })?;
+        Ok(Session {
+            http,
+            base,
+            registry,
+            repository: reference.repository().to_owned(),
+            plain,
+            login,
+            push,
+            bounds,
+            authorization: Mutex::new(None),
+        })
+    }
+
+    /// Gets `path` of the repository; `None` where it is not there.
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        accept: &str,
+        limit: u64,
+        what: &str,
+    ) -> Result<Option<Answer>> {
+        self.within(what, async {
+            let url = self.url(path)?;
+            let mut response = self.send(&url, accept, what).await?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                let scheme = self.challenged(&response, what).await?;
+                *self.authorization.lock().await = self.header(&scheme, what)?;
+                response = self.send(&url, accept, what).await?;
+            }
+            match response.status() {
+                StatusCode::NOT_FOUND => return Ok(None),
+                StatusCode::OK => {}
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied(what)),
+                status => {
+                    let message = self.message(response).await;
+                    return Err(Error::Status {
+                        registry: self.registry.clone(),
+                        what: what.to_owned(),
+                        status: status.as_u16(),
+                        message,
+                    });
+                }
+            }
+            let headers = response.headers().clone();
+            let text = |name| {
+                headers
+                    .get(name)
+                    .and_then(|value: &HeaderValue| value.to_str().ok())
+            };
+            let content_type = text(CONTENT_TYPE).unwrap_or_default().to_owned();
+            let body = self.body(response, limit, what).await?;
+            Ok(Some(Answer {
+                body,
+                content_type,
+                headers,
+            }))
+        })
+        .await
+    }
+
+    /// What the registry wants to know of those who come to it.
+    pub(crate) async fn scheme(&self) -> Result<Scheme> {
+        let what = "its version";
+        self.within(what, async {
+            let mut url = self.base.clone();
+            url.set_path("/v2/");
+            let response = self.send(&url, "application/json", what).await?;
+            match response.status() {
+                StatusCode::UNAUTHORIZED => self.challenged(&response, what).await,
+                status if status.is_success() => Ok(Scheme::Open),
+                status => Err(Error::Status {
+                    registry: self.registry.clone(),
+                    what: what.to_owned(),
+                    status: status.as_u16(),
+                    message: self.message(response).await,
+                }),
+            }
+        })
+        .await
+    }
+
+    fn url(&self, path: &str) -> Result<Url> {
+        self.base.join(path).map_err(|error| Error::Protocol {
+            registry: self.registry.clone(),
+            why: format!("{path:?} is no path: {error}"),
+        })
+    }
+
+    async fn within<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(self.bounds.total, work)
+            .await
+            .unwrap_or_else(|_| Err(self.slow(what, self.bounds.total)))
+    }
+
+    async fn send(&self, url: &Url, accept: &str, what: &str) -> Result<Response> {
+        let mut request = self.http.get(url.clone()).header(ACCEPT, accept);
+        if let Some(header) = self.authorization.lock().await.clone() {
+            request = request.header(AUTHORIZATION, header);
+        }
+        request
+            .send()
+            .await
+            .map_err(|error| self.failed(&error, what))
+    }
+
+    /// Reads the challenge of a 401 and gets a token where it asks for one.
+    async fn challenged(&self, response: &Response, what: &str) -> Result<Scheme> {
+        let mut basic = false;
+        for value in response.headers().get_all(WWW_AUTHENTICATE) {
+            let Ok(value) = value.to_str() else { continue };
+            for challenge in ChallengeParser::new(value).flatten() {
+                if challenge.scheme.eq_ignore_ascii_case("bearer") {
+                    let parameter = |name: &str| {
+                        challenge
+                            .params
+                            .iter()
+                            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+                            .map(|(_, value)| value.to_unescaped())
+                    };
+                    let realm = parameter("realm").ok_or_else(|| Error::Protocol {
+                        registry: self.registry.clone(),
+                        why: "its challenge names no realm".into(),
+                    })?;
+                    let token = self.token(&realm, parameter("service"), what).await?;
+                    return Ok(Scheme::Bearer(token));
+                }
+                basic |= challenge.scheme.eq_ignore_ascii_case("basic");
+            }
+        }
+        if basic && self.login.is_some() {
+            return Ok(Scheme::Basic);
+        }
+        Err(self.denied(what))
+    }
+
+    async fn token(&self, realm: &str, service: Option<String>, what: &str) -> Result<String> {
+        let protocol = |why: String| Error::Protocol {
+            registry: self.registry.clone(),
+            why,
+        };
+        let mut url = Url::parse(realm)
+            .map_err(|error| protocol(format!("its realm {realm:?} is no URL: {error}")))?;
+        // The password goes there: in clear only where the registry itself is reached in clear.
+        if url.scheme() != "https" && !(self.plain && url.scheme() == "http") {
+            return Err(protocol(format!("its realm {realm:?} is not https")));
+        }
+        let actions = if self.push { "pull,push" } else { "pull" };
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = &service {
+                query.append_pair("service", service);
+            }
+            query.append_pair(
+                "scope",
+                &format!("repository:{}:{actions}", self.repository),
+            );
+        }
+        let mut request = self.http.get(url);
+        if let Some(login) = &self.login {
+            request = request.basic_auth(&login.user, Some(&login.password));
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.failed(&error, "a token"))?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied(what)),
+            status => {
+                return Err(Error::Status {
+                    registry: self.registry.clone(),
+                    what: "a token".into(),
+                    status: status.as_u16(),
+                    message: self.message(response).await,
+                });
+            }
+        }
+        let body = self.body(response, MAX_ANSWER, "a token").await?;
+        let token: Token = serde_json::from_slice(&body)
+            .map_err(|_| protocol("its token is not the JSON of one".into()))?;
+        token
+            .token
+            .or(token.access_token)
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| protocol("its token is empty".into()))
+    }
+
+    fn header(&self, scheme: &Scheme, what: &str) -> Result<Option<HeaderValue>> {
+        use base64::Engine;
+        let text = match (scheme, &self.login) {
+            (Scheme::Open, _) => return Ok(None),
+            (Scheme::Bearer(token), _) => format!("Bearer {token}"),
+            (Scheme::Basic, Some(login)) => {
+                let pair = format!("{}:{}", login.user, login.password);
+                let pair = base64::engine::general_purpose::STANDARD.encode(pair);
+                format!("Basic {pair}")
+            }
+            (Scheme::Basic, None) => return Err(self.denied(what)),
+        };
+        let mut value = HeaderValue::from_str(&text).map_err(|_| Error::Protocol {
+            registry: self.registry.clone(),
+            why: "its token is no text for a header".into(),
+        })?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    /// Reads a body of at most `limit` bytes.
+    async fn body(&self, mut response: Response, limit: u64, what: &str) -> Result<Bytes> {
+        let too_large = || Error::TooLarge {
+            what: what.to_owned(),
+            limit,
+            how: "",
+        };
+        let announced = response.content_length();
+        if announced.is_some_and(|length| length > limit) {
+            return Err(too_large());
+        }
+        let mut body = BytesMut::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    if (body.len() + chunk.len()) as u64 > limit {
+                        return Err(too_large());
+                    }
+                    body.extend_from_slice(&chunk);
+                }
+                Ok(None) => return Ok(body.freeze()),
+                Err(error) if error.is_timeout() => return Err(self.failed(&error, what)),
+                Err(error) => {
+                    return Err(match announced {
+                        Some(want) => Error::Size {
+                            what: what.to_owned(),
+                            want,
+                            got: format!("the answer ended after {}", body.len()),
+                        },
+                        None => self.failed(&error, what),
+                    });
+                }
+            }
+        }
+    }
+
+    /// What an error answer says, in one short line.
+    async fn message(&self, mut response: Response) -> String {
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = response.chunk().await {
+            body.extend_from_slice(&chunk);
+            if body.len() as u64 > MAX_ANSWER {
+                break;
+            }
+        }
+        let words = serde_json::from_slice::<serde_json::Value>(&body)
+            .ok()
+            .and_then(|json| Some(json.pointer("/errors/0/message")?.as_str()?.to_owned()))
+            .unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
+        one_line(&words)
+    }
+
+    pub(crate) fn denied(&self, what: &str) -> Error {
+        Error::Denied {
+            registry: self.registry.clone(),
+            what: what.to_owned(),
+            user: self.login.as_ref().map(|login| login.user.clone()),
+            how: match &self.login {
+                None => format!("`docker login {}` first", self.registry),
+                Some(_) if self.push => {
+                    "check that the password is right and that this user may push there".into()
+                }
+                Some(_) => "check that the password is right and that this user may read it".into(),
+            },
+        }
+    }
+
+    fn slow(&self, what: &str, limit: Duration) -> Error {
+        Error::Slow {
+            registry: self.registry.clone(),
+            what: what.to_owned(),
+            seconds: limit.as_secs(),
+        }
+    }
+
+    fn failed(&self, error: &reqwest::Error, what: &str) -> Error {
+        if error.is_redirect() {
+            return Error::Redirect {
+                registry: self.registry.clone(),
+                what: what.to_owned(),
+                why: reasons(error),
+            };
+        }
+        if error.is_timeout() {
+            let limit = if error.is_connect() {
+                self.bounds.connect
+            } else {
+                self.bounds.idle
+            };
+            return self.slow(what, limit);
+        }
+        let mut why = reasons(error);
+        if error.is_connect() && !self.plain && why.contains("InvalidContentType") {
+            why = "it does not speak TLS; if plain http is meant, name it in `registry.insecure`"
+                .into();
+        }
+        Error::Unreachable {
+            registry: self.registry.clone(),
+            why,
+        }
+    }
+}
+
+/// TLS by ring, for the whole process. Another provider that is there already does as well.
+pub(crate) fn use_ring() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The innermost reason, which says more than "error sending request".
+pub(crate) fn reasons(error: &dyn std::error::Error) -> String {
+    let mut last = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        last = inner.to_string();
+        source = inner.source();
+    }
+    one_line(&last)
+}
+
+/// At most 200 printable characters.
+pub(crate) fn one_line(text: &str) -> String {
+    let words: String = text
+        .chars()
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .take(200)
+        .collect();
+    words.trim().to_owned()
+}
+
+/// Whether to follow a redirect. Registries redirect blobs to storage elsewhere, over https.
+fn judge(attempt: Attempt<'_>, plain: bool, local: bool) -> reqwest::redirect::Action {
+    if attempt.previous().len() > MAX_REDIRECTS {
+        return attempt.error(format!("more than {MAX_REDIRECTS} times: this is a loop"));
+    }
+    let url = attempt.url();
+    if url.scheme() != "https" && !(plain && url.scheme() == "http") {
+        let why = format!("to {}:, which is not https", url.scheme());
+        return attempt.error(why);
+    }
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let inward = host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse::<IpAddr>().is_ok_and(is_inward);
+    if inward && !local {
+        let why = format!("to {host}, an address of this machine");
+        return attempt.error(why);
+    }
+    attempt.follow()
+}
+
+/// Addresses that no registry sends anybody to: this machine, and the link (where clouds keep
+/// their metadata). Private networks are allowed: registries of companies live there.
+fn is_inward(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_unicast_link_local()
+                || ip.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
+        }
+    }
+}
+
+/// Resolves names, and leaves out inward addresses for all names but the registry's own.
+struct Outward {
+    home: String,
+}
+
+impl reqwest::dns::Resolve for Outward {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let name = name.as_str().to_owned();
+        let home = name == self.home;
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let addresses: Vec<SocketAddr> = found
+                .filter(|address| home || !is_inward(address.ip()))
+                .collect();
+            if addresses.is_empty() {
+                let why = format!("{name} has no address that a registry may redirect to");
+                return Err(why.into());
+            }
+            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_inward;
+
+    #[test]
+    fn this_machine_and_the_metadata_service_are_inward() {
+        for (ip, inward) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("0.0.0.0", true),
+            ("169.254.169.254", true),
+            ("::1", true),
+            ("::ffff:169.254.169.254", true),
+            ("fe80::1", true),
+            ("fd00:ec2::254", true),
+            ("10.0.0.1", false),
+            ("192.168.1.1", false),
+            ("203.0.113.7", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(is_inward(ip.parse().unwrap()), inward, "{ip}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What the tests share: a component, a real registry (Debian's `docker-registry`), and a lying one.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use millgate_registry::{Cache, Credentials, Registry, RegistryConfig};
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+pub mod liar;
+
+/// A name and its password at the registry that asks for one.
+pub const LOGIN: &str = "ann:secret";
+/// `htpasswd -nbB ann secret`.
+const HTPASSWD: &str = "ann:$2y$05$FTicYmYnTDZWX/yLt3FM8ORGbex2cAcXde8zP5.m4Jbzz7IkBMW2m\n";
+
+/// A component of `seed`: valid, with a custom section and nothing to run.
+pub fn component(seed: &[u8]) -> Vec<u8> {
+    let mut component = wasm_encoder::Component::new();
+    component.section(&wasm_encoder::CustomSection {
+        name: "seed".into(),
+        data: seed.into(),
+    });
+    component.finish()
+}
+
+/// A cache in a folder that goes with it.
+pub fn cache() -> (TempDir, Cache) {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path().join("cache"));
+    (dir, cache)
+}
+
+/// A client without credentials.
+pub fn anonymous() -> Registry {
+    Registry::new(RegistryConfig::default(), Credentials::Anonymous).unwrap()
+}
+
+/// Debian's registry, on a port of its own, until it is dropped.
+pub struct Real {
+    child: Child,
+    dir: TempDir,
+    /// `127.0.0.1:PORT`.
+    pub host: String,
+}
+
+impl Real {
+    /// Starts it; `None`, with a line that says so, where it is not installed.
+    pub fn start(with_login: bool) -> Option<Real> {
+        if Command::new("docker-registry")
+            .arg("--version")
+            .output()
+            .is_err()
+        {
+            eprintln!(
+                "left out: docker-registry is not installed (apt-get install docker-registry)"
+            );
+            return None;
+        }
+        // Another process may take the port in between: then there is another try.
+        (0..5)
+            .find_map(|_| Real::try_start(with_login))
+            .or_else(|| panic!("docker-registry does not start"))
+    }
+
+    fn try_start(with_login: bool) -> Option<Real> {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let storage = dir.path().join("storage");
+        let mut config = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
+             http:\n  addr: {host}\n",
+            storage.display()
+        );
+        if with_login {
+            let file = dir.path().join("htpasswd");
+            fs::write(&file, HTPASSWD).unwrap();
+            config += &format!(
+                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                file.display()
+            );
+        }
+        let path = dir.path().join("config.yml");
+        fs::write(&path, config).unwrap();
+        let mut child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < until {
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
+            if TcpStream::connect(&host).is_ok() {
+                return Some(Real { child, dir, host });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        None
+    }
+
+    /// Where it keeps its files.
+    pub fn storage(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The file of one of its blobs.
+    pub fn blob(&self, hex: &str) -> std::path::PathBuf {
+        let blobs = "storage/docker/registry/v2/blobs/sha256";
+        self.dir
+            .path()
+            .join(blobs)
+            .join(&hex[..2])
+            .join(hex)
+            .join("data")
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A Docker config with a login for `host`, in a folder that goes with it.
+pub fn docker_config(host: &str, login: &str) -> (TempDir, Credentials) {
+    use base64::Engine;
+    let dir = tempfile::tempdir().unwrap();
+    let auth = base64::engine::general_purpose::STANDARD.encode(login);
+    let config = format!(r#"{{"auths": {{"{host}": {{"auth": "{auth}"}}}}}}"#);
+    let mut file = fs::File::create(dir.path().join("config.json")).unwrap();
+    file.write_all(config.as_bytes()).unwrap();
+    let credentials = Credentials::Folder(dir.path().to_path_buf());
+    (dir, credentials)
+}
