@@ -12,7 +12,7 @@ use crate::reference::{Reference, host_of};
 use bytes::{Bytes, BytesMut};
 use http_auth::parser::ChallengeParser;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE,
 };
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
@@ -142,6 +142,16 @@ impl Session {
                 StatusCode::NOT_FOUND => return Ok(None),
                 StatusCode::OK => {}
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied(what)),
+                // One that the client itself did not take for an address to go to.
+                status if status.is_redirection() => {
+                    let to = response.headers().get(LOCATION);
+                    let to = to.and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
+                    return Err(Error::Redirect {
+                        registry: self.registry.clone(),
+                        what: what.to_owned(),
+                        why: format!("to {}, which is not https", one_line(to)),
+                    });
+                }
                 status => {
                     let message = self.message(response).await;
                     return Err(Error::Status {
@@ -408,8 +418,14 @@ impl Session {
             return self.slow(what, limit);
         }
         let mut why = reasons(error);
-        if error.is_connect() && !self.plain && why.contains("InvalidContentType") {
+        // How a server that speaks plain http ends the greeting of TLS.
+        let deaf = ["InvalidContentType", "handshake eof"];
+        if error.is_connect() && !self.plain && deaf.iter().any(|words| why.contains(words)) {
             why = "it does not speak TLS; if plain http is meant, name it in `registry.insecure`"
+                .into();
+        }
+        if why.contains("UnknownIssuer") {
+            why = "its certificate is by an authority that is unknown here; if it is your own, name its file in `registry.ca`"
                 .into();
         }
         Error::Unreachable {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::liar::{Liar, Say};
-use common::{anonymous, cache, component};
+use common::{anonymous, cache, component, outer_address};
 use millgate_registry::*;
 
 /// A liar that tells the truth about one plugin, until it is told otherwise.
@@ -327,14 +327,6 @@ async fn a_registry_elsewhere_cannot_send_us_to_this_machine() {
             .any(|line| line.starts_with("GET"))
     );
     drop(packed);
-}
-
-/// This machine's address towards others. No packet is sent for it.
-fn outer_address() -> Option<std::net::IpAddr> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect("203.0.113.1:9").ok()?;
-    let address = socket.local_addr().ok()?.ip();
-    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
 #[tokio::test]

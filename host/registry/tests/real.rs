@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Real, anonymous, cache, component, docker_config};
+use common::{Real, anonymous, cache, component, docker_config, outer_address};
 use millgate_registry::*;
 use std::fs;
 
@@ -227,6 +227,61 @@ async fn damage_in_the_registrys_storage_is_seen() {
         registry.pull(&reference, &cache).await.unwrap().component,
         bytes
     );
+}
+
+#[tokio::test]
+async fn a_registry_with_a_certificate_of_its_own_is_reached_by_its_ca() {
+    let Some(ip) = outer_address() else {
+        eprintln!("left out: this machine has no address but loopback");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (key, ca) = (dir.path().join("key.pem"), dir.path().join("ca.pem"));
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=test",
+            "-addext",
+            &format!("subjectAltName=IP:{ip}"),
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&ca)
+        .output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        eprintln!("left out: openssl is not installed");
+        return;
+    }
+    let tls = format!(
+        "  tls:\n    certificate: {}\n    key: {}\n",
+        ca.display(),
+        key.display()
+    );
+    let Some(real) = Real::start_with(&ip.to_string(), &tls, "") else {
+        return;
+    };
+    let reference: Reference = format!("{}/acme/pii:1.0.0", real.host).parse().unwrap();
+    let config = RegistryConfig {
+        ca: Some(ca),
+        ..RegistryConfig::default()
+    };
+    let registry = Registry::new(config, Credentials::Anonymous).unwrap();
+    let package = Package::new(component(b"one"), "acme-pii", "1.0.0").unwrap();
+    let published = registry.publish(&reference, &package, false).await.unwrap();
+    let (_dir, cache) = cache();
+    let pulled = registry.pull(&reference, &cache).await.unwrap();
+    assert_eq!(pulled.digest, published.digest);
+    let error = anonymous().pull(&reference, &cache).await.unwrap_err();
+    assert!(error.to_string().contains("registry.ca"), "{error}");
+    let error = anonymous()
+        .publish(&reference, &package, false)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("registry.ca"), "{error}");
 }
 
 #[tokio::test]

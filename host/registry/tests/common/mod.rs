@@ -5,7 +5,7 @@ use millgate_registry::{Cache, Credentials, Registry, RegistryConfig};
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -43,6 +43,7 @@ pub fn anonymous() -> Registry {
 pub struct Real {
     child: Child,
     dir: TempDir,
+    further: Option<TempDir>,
     /// `127.0.0.1:PORT`.
     pub host: String,
 }
@@ -50,6 +51,21 @@ pub struct Real {
 impl Real {
     /// Starts it; `None`, with a line that says so, where it is not installed.
     pub fn start(with_login: bool) -> Option<Real> {
+        let file = tempfile::tempdir().unwrap();
+        let auth = file.path().join("htpasswd");
+        fs::write(&auth, HTPASSWD).unwrap();
+        let auth = format!(
+            "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+            auth.display()
+        );
+        let further = if with_login { auth.as_str() } else { "" };
+        let mut real = Real::start_with("127.0.0.1", "", further)?;
+        real.further = Some(file);
+        Some(real)
+    }
+
+    /// Starts it on an address, with lines for its `http:` section and after it.
+    pub fn start_with(ip: &str, http: &str, further: &str) -> Option<Real> {
         if Command::new("docker-registry")
             .arg("--version")
             .output()
@@ -61,30 +77,21 @@ impl Real {
             return None;
         }
         // Another process may take the port in between: then there is another try.
-        (0..5)
-            .find_map(|_| Real::try_start(with_login))
-            .or_else(|| panic!("docker-registry does not start"))
+        let real = (0..5).find_map(|_| Real::try_start(ip, http, further));
+        Some(real.expect("docker-registry does not start"))
     }
 
-    fn try_start(with_login: bool) -> Option<Real> {
+    fn try_start(ip: &str, http: &str, further: &str) -> Option<Real> {
         let dir = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind((ip, 0)).unwrap();
         let host = listener.local_addr().unwrap().to_string();
         drop(listener);
         let storage = dir.path().join("storage");
-        let mut config = format!(
+        let config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-             http:\n  addr: {host}\n",
+             http:\n  addr: {host}\n{http}{further}",
             storage.display()
         );
-        if with_login {
-            let file = dir.path().join("htpasswd");
-            fs::write(&file, HTPASSWD).unwrap();
-            config += &format!(
-                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
-                file.display()
-            );
-        }
         let path = dir.path().join("config.yml");
         fs::write(&path, config).unwrap();
         let mut child = Command::new("docker-registry")
@@ -100,7 +107,12 @@ impl Real {
                 return None;
             }
             if TcpStream::connect(&host).is_ok() {
-                return Some(Real { child, dir, host });
+                return Some(Real {
+                    child,
+                    dir,
+                    host,
+                    further: None,
+                });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -108,13 +120,8 @@ impl Real {
         None
     }
 
-    /// Where it keeps its files.
-    pub fn storage(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// The file of one of its blobs.
-    pub fn blob(&self, hex: &str) -> std::path::PathBuf {
+    pub fn blob(&self, hex: &str) -> PathBuf {
         let blobs = "storage/docker/registry/v2/blobs/sha256";
         self.dir
             .path()
@@ -142,4 +149,12 @@ pub fn docker_config(host: &str, login: &str) -> (TempDir, Credentials) {
     file.write_all(config.as_bytes()).unwrap();
     let credentials = Credentials::Folder(dir.path().to_path_buf());
     (dir, credentials)
+}
+
+/// This machine's address towards others, if it has one. No packet is sent for it.
+pub fn outer_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("203.0.113.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
