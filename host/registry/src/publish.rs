@@ -187,16 +187,28 @@ impl Registry {
             {
                 session.denied(&what)
             }
-            OciDistributionError::RegistryError { envelope, .. } => Error::Status {
-                registry,
-                what,
-                status: 400,
-                message: envelope
-                    .errors
-                    .first()
-                    .map(|error| one_line(&error.message))
-                    .unwrap_or_default(),
-            },
+            OciDistributionError::RegistryError { envelope, .. } => {
+                let first = envelope.errors.first();
+                // The client keeps the code alone; the specification says which status has it.
+                let status = match first.map(|error| &error.code) {
+                    Some(OciErrorCode::Toomanyrequests) => 429,
+                    Some(
+                        OciErrorCode::NameUnknown
+                        | OciErrorCode::NotFound
+                        | OciErrorCode::BlobUnknown
+                        | OciErrorCode::BlobUploadUnknown
+                        | OciErrorCode::ManifestUnknown,
+                    ) => 404,
+                    _ => 400,
+                };
+                let message = first.map(|error| one_line(&error.message));
+                Error::Status {
+                    registry,
+                    what,
+                    status,
+                    message: message.unwrap_or_default(),
+                }
+            }
             OciDistributionError::ServerError {
                 code: 401 | 403, ..
             } => session.denied(&what),

@@ -1,7 +1,7 @@
-//! Signatures in the form that cosign uses for keys: the "simple signing" payload names the digest
-//! of a manifest, the signature is over the payload's bytes, and both are an artifact of their own
-//! beside the plugin, at the tag `sha256-….sig`. `cosign verify --key acme.pub --insecure-ignore-tlog`
-//! accepts what is made here, and what cosign made with an Ed25519 key is accepted here.
+//! Signatures in the form that cosign uses for keys (sigstore/cosign, SIGNATURE_SPEC.md): the
+//! "simple signing" payload names the digest of a manifest, the signature is over the payload's
+//! bytes, and both are an artifact of their own beside the plugin, at the tag `sha256-….sig`. No
+//! transparency log is asked or written, so cosign must be told so (`--insecure-ignore-tlog`).
 //!
 //! The manifest names the component by its digest, and the component carries the plugin's own
 //! manifest, so that a signature covers all of it.

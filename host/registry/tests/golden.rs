@@ -1,5 +1,6 @@
 //! Packaging is the one of `wkg`, byte for byte: the files under `tests/golden` were made by the
 //! libraries that it uses (`tests/golden/make`).
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic")]
 
 use millgate_registry::{Digest, Package};
 use std::time::{Duration, UNIX_EPOCH};

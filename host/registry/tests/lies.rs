@@ -1,5 +1,6 @@
 //! A registry that lies, stalls, floods and sends in circles: each is a clear error, soon, with
 //! nothing kept.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic")]
 
 mod common;
 
@@ -286,6 +287,32 @@ async fn redirects_are_followed_with_suspicion() {
         assert!(matches!(error, Error::Redirect { .. }), "{error}");
         assert!(error.to_string().contains(why), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_redirect_does_not_carry_the_password_along() {
+    let (liar, reference, packed) = honest();
+    let storage = Liar::start();
+    storage.say("/stored", Say::ok(packed.component.to_vec()));
+    let path = blob_path(&packed.component);
+    let redirect = Say::redirect(&format!("http://{}/stored", storage.host));
+    liar.say(&path, Say::Guarded(Box::new(redirect)));
+    let login = Login {
+        user: "ann".into(),
+        password: "secret".into(),
+    };
+    let registry = Registry::new(RegistryConfig::default(), Credentials::Login(login)).unwrap();
+    let (_dir, cache) = cache();
+    registry.pull(&reference, &cache).await.unwrap();
+    let with_login = |liar: &Liar| {
+        let seen = liar.seen.lock().unwrap();
+        seen.iter()
+            .filter(|line| line.to_lowercase().contains("authorization"))
+            .count()
+    };
+    assert!(with_login(&liar) > 0);
+    assert_eq!(storage.seen.lock().unwrap().len(), 1);
+    assert_eq!(with_login(&storage), 0);
 }
 
 #[tokio::test]

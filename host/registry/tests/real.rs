@@ -1,4 +1,5 @@
 //! Against a real registry: publish, sign, pull, check, update, with and without a login.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may panic")]
 
 mod common;
 
@@ -282,6 +283,67 @@ async fn a_registry_with_a_certificate_of_its_own_is_reached_by_its_ca() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("registry.ca"), "{error}");
+}
+
+#[test]
+fn openssl_makes_and_checks_the_same_signatures() {
+    use std::process::Command;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let openssl = |arguments: &[&str]| {
+        let mut command = Command::new("openssl");
+        command.args(arguments).current_dir(dir.path());
+        command.output().is_ok_and(|output| output.status.success())
+    };
+    if !openssl(&["version"]) {
+        eprintln!("left out: openssl is not installed");
+        return;
+    }
+    let keys = Keys::open(dir.path());
+    let key = keys.create("acme").unwrap();
+    let reference = "r.example/acme/pii:1.0.0".parse().unwrap();
+    let signature = Signature::sign(&key, &reference, &Digest::of(b"manifest")).unwrap();
+    fs::write(file("payload"), &signature.payload).unwrap();
+    fs::write(file("signature"), &signature.signature).unwrap();
+    let check = [
+        "pkeyutl", "-verify", "-pubin", "-inkey", "acme.pub", "-rawin", "-in", "payload",
+    ];
+    let check = [&check[..], &["-sigfile", "signature"]].concat();
+    assert!(openssl(&check));
+    fs::write(file("payload"), b"other").unwrap();
+    assert!(!openssl(&check));
+    // And the other way round: its key, its signature.
+    assert!(openssl(&[
+        "genpkey",
+        "-algorithm",
+        "ed25519",
+        "-out",
+        "theirs.key"
+    ]));
+    assert!(openssl(&[
+        "pkey",
+        "-in",
+        "theirs.key",
+        "-pubout",
+        "-out",
+        "theirs.pub"
+    ]));
+    let sign = [
+        "pkeyutl",
+        "-sign",
+        "-inkey",
+        "theirs.key",
+        "-rawin",
+        "-in",
+        "payload",
+    ];
+    assert!(openssl(&[&sign[..], &["-out", "signature"]].concat()));
+    let theirs = fs::read_to_string(file("theirs.pub")).unwrap();
+    let theirs = PublicKey::parse("theirs", &theirs).unwrap();
+    let signed = fs::read(file("signature")).unwrap();
+    assert!(theirs.verifies(b"other", &signed));
+    assert_eq!(keys.load("theirs").unwrap().public(), &theirs);
+    assert_eq!(keys.list().unwrap().len(), 2);
 }
 
 #[tokio::test]

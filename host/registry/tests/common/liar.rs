@@ -16,6 +16,8 @@ pub enum Say {
     Endless,
     /// Nothing at all, for ever.
     Silence,
+    /// This, to those who say who they are; to others the question.
+    Guarded(Box<Say>),
 }
 
 impl Say {
@@ -97,7 +99,17 @@ fn serve(mut stream: TcpStream, answers: &Answers, seen: &Mutex<Vec<String>>) ->
     let path = path.split('?').next()?.to_owned();
     let say = answers.lock().unwrap().get(&path).cloned();
     let say = say.unwrap_or_else(|| Say::status("404 Not Found", ""));
+    let say = match say {
+        Say::Guarded(_) if authorization.is_empty() => Say::Whole(
+            "401 Unauthorized",
+            "WWW-Authenticate: Basic realm=\"r\"\r\n".into(),
+            Vec::new(),
+        ),
+        Say::Guarded(say) => *say,
+        other => other,
+    };
     match say {
+        Say::Guarded(_) => {}
         Say::Whole(status, headers, body) => {
             let length = body.len();
             let head = format!(

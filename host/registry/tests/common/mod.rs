@@ -104,7 +104,7 @@ impl Real {
         let until = Instant::now() + Duration::from_secs(30);
         while Instant::now() < until {
             if child.try_wait().unwrap().is_some() {
-                return None;
+                break;
             }
             if TcpStream::connect(&host).is_ok() {
                 return Some(Real {
@@ -117,6 +117,7 @@ impl Real {
             std::thread::sleep(Duration::from_millis(20));
         }
         let _ = child.kill();
+        let _ = child.wait();
         None
     }
 
