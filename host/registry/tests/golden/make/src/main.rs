@@ -78,6 +78,8 @@ fn golden(dir: &Path) -> Result<()> {
 }
 
 fn client() -> WasmClient {
+    // The client wants a provider of TLS, also where it speaks none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     WasmClient::new(oci_client::Client::new(ClientConfig {
         protocol: ClientProtocol::Http,
         ..ClientConfig::default()
