@@ -8,23 +8,17 @@
 
 use crate::credentials::Login;
 use crate::error::{Error, Result};
+use crate::outward::{Outward, judge};
 use crate::reference::{Reference, host_of};
 use bytes::{Bytes, BytesMut};
-use http_auth::parser::ChallengeParser;
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE,
-};
-use reqwest::redirect::{Attempt, Policy};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
-use serde::Deserialize;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// The most redirects that are followed.
-const MAX_REDIRECTS: usize = 5;
 /// The longest error and token answer that is read, in bytes.
-const MAX_ANSWER: u64 = 64 << 10;
+pub(crate) const MAX_ANSWER: u64 = 64 << 10;
 
 /// What a session may cost.
 #[derive(Clone, Copy, Debug)]
@@ -39,14 +33,14 @@ pub(crate) struct Bounds {
 
 /// A conversation with one repository.
 pub(crate) struct Session {
-    http: Client,
-    base: Url,
-    registry: String,
-    repository: String,
-    plain: bool,
-    login: Option<Login>,
+    pub(crate) http: Client,
+    pub(crate) base: Url,
+    pub(crate) registry: String,
+    pub(crate) repository: String,
+    pub(crate) plain: bool,
+    pub(crate) login: Option<Login>,
     /// The scope to ask for where tokens are used.
-    push: bool,
+    pub(crate) push: bool,
     bounds: Bounds,
     /// The header that the registry accepted last.
     authorization: Mutex<Option<HeaderValue>>,
@@ -57,19 +51,6 @@ pub(crate) struct Answer {
     pub body: Bytes,
     pub content_type: String,
     pub headers: HeaderMap,
-}
-
-#[derive(Deserialize)]
-struct Token {
-    token: Option<String>,
-    access_token: Option<String>,
-}
-
-/// How the registry wants us to say who we are.
-pub(crate) enum Scheme {
-    Open,
-    Basic,
-    Bearer(String),
 }
 
 impl Session {
@@ -179,27 +160,6 @@ impl Session {
         .await
     }
 
-    /// What the registry wants to know of those who come to it.
-    pub(crate) async fn scheme(&self) -> Result<Scheme> {
-        let what = "its version";
-        self.within(what, async {
-            let mut url = self.base.clone();
-            url.set_path("/v2/");
-            let response = self.send(&url, "application/json", what).await?;
-            match response.status() {
-                StatusCode::UNAUTHORIZED => self.challenged(&response, what).await,
-                status if status.is_success() => Ok(Scheme::Open),
-                status => Err(Error::Status {
-                    registry: self.registry.clone(),
-                    what: what.to_owned(),
-                    status: status.as_u16(),
-                    message: self.message(response).await,
-                }),
-            }
-        })
-        .await
-    }
-
     fn url(&self, path: &str) -> Result<Url> {
         self.base.join(path).map_err(|error| Error::Protocol {
             registry: self.registry.clone(),
@@ -207,13 +167,17 @@ impl Session {
         })
     }
 
-    async fn within<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn within<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         tokio::time::timeout(self.bounds.total, work)
             .await
             .unwrap_or_else(|_| Err(self.slow(what, self.bounds.total)))
     }
 
-    async fn send(&self, url: &Url, accept: &str, what: &str) -> Result<Response> {
+    pub(crate) async fn send(&self, url: &Url, accept: &str, what: &str) -> Result<Response> {
         let mut request = self.http.get(url.clone()).header(ACCEPT, accept);
         if let Some(header) = self.authorization.lock().await.clone() {
             request = request.header(AUTHORIZATION, header);
@@ -224,110 +188,13 @@ impl Session {
             .map_err(|error| self.failed(&error, what))
     }
 
-    /// Reads the challenge of a 401 and gets a token where it asks for one.
-    async fn challenged(&self, response: &Response, what: &str) -> Result<Scheme> {
-        let mut basic = false;
-        for value in response.headers().get_all(WWW_AUTHENTICATE) {
-            let Ok(value) = value.to_str() else { continue };
-            for challenge in ChallengeParser::new(value).flatten() {
-                if challenge.scheme.eq_ignore_ascii_case("bearer") {
-                    let parameter = |name: &str| {
-                        challenge
-                            .params
-                            .iter()
-                            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-                            .map(|(_, value)| value.to_unescaped())
-                    };
-                    let realm = parameter("realm").ok_or_else(|| Error::Protocol {
-                        registry: self.registry.clone(),
-                        why: "its challenge names no realm".into(),
-                    })?;
-                    let token = self.token(&realm, parameter("service"), what).await?;
-                    return Ok(Scheme::Bearer(token));
-                }
-                basic |= challenge.scheme.eq_ignore_ascii_case("basic");
-            }
-        }
-        if basic && self.login.is_some() {
-            return Ok(Scheme::Basic);
-        }
-        Err(self.denied(what))
-    }
-
-    async fn token(&self, realm: &str, service: Option<String>, what: &str) -> Result<String> {
-        let protocol = |why: String| Error::Protocol {
-            registry: self.registry.clone(),
-            why,
-        };
-        let mut url = Url::parse(realm)
-            .map_err(|error| protocol(format!("its realm {realm:?} is no URL: {error}")))?;
-        // The password goes there: in clear only where the registry itself is reached in clear.
-        if url.scheme() != "https" && !(self.plain && url.scheme() == "http") {
-            return Err(protocol(format!("its realm {realm:?} is not https")));
-        }
-        let actions = if self.push { "pull,push" } else { "pull" };
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = &service {
-                query.append_pair("service", service);
-            }
-            query.append_pair(
-                "scope",
-                &format!("repository:{}:{actions}", self.repository),
-            );
-        }
-        let mut request = self.http.get(url);
-        if let Some(login) = &self.login {
-            request = request.basic_auth(&login.user, Some(&login.password));
-        }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.failed(&error, "a token"))?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied(what)),
-            status => {
-                return Err(Error::Status {
-                    registry: self.registry.clone(),
-                    what: "a token".into(),
-                    status: status.as_u16(),
-                    message: self.message(response).await,
-                });
-            }
-        }
-        let body = self.body(response, MAX_ANSWER, "a token").await?;
-        let token: Token = serde_json::from_slice(&body)
-            .map_err(|_| protocol("its token is not the JSON of one".into()))?;
-        token
-            .token
-            .or(token.access_token)
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| protocol("its token is empty".into()))
-    }
-
-    fn header(&self, scheme: &Scheme, what: &str) -> Result<Option<HeaderValue>> {
-        use base64::Engine;
-        let text = match (scheme, &self.login) {
-            (Scheme::Open, _) => return Ok(None),
-            (Scheme::Bearer(token), _) => format!("Bearer {token}"),
-            (Scheme::Basic, Some(login)) => {
-                let pair = format!("{}:{}", login.user, login.password);
-                let pair = base64::engine::general_purpose::STANDARD.encode(pair);
-                format!("Basic {pair}")
-            }
-            (Scheme::Basic, None) => return Err(self.denied(what)),
-        };
-        let mut value = HeaderValue::from_str(&text).map_err(|_| Error::Protocol {
-            registry: self.registry.clone(),
-            why: "its token is no text for a header".into(),
-        })?;
-        value.set_sensitive(true);
-        Ok(Some(value))
-    }
-
     /// Reads a body of at most `limit` bytes.
-    async fn body(&self, mut response: Response, limit: u64, what: &str) -> Result<Bytes> {
+    pub(crate) async fn body(
+        &self,
+        mut response: Response,
+        limit: u64,
+        what: &str,
+    ) -> Result<Bytes> {
         let too_large = || Error::TooLarge {
             what: what.to_owned(),
             limit,
@@ -363,7 +230,7 @@ impl Session {
     }
 
     /// What an error answer says, in one short line.
-    async fn message(&self, mut response: Response) -> String {
+    pub(crate) async fn message(&self, mut response: Response) -> String {
         let mut body = Vec::new();
         while let Ok(Some(chunk)) = response.chunk().await {
             body.extend_from_slice(&chunk);
@@ -401,7 +268,7 @@ impl Session {
         }
     }
 
-    fn failed(&self, error: &reqwest::Error, what: &str) -> Error {
+    pub(crate) fn failed(&self, error: &reqwest::Error, what: &str) -> Error {
         if error.is_redirect() {
             return Error::Redirect {
                 registry: self.registry.clone(),
@@ -465,90 +332,4 @@ pub(crate) fn one_line(text: &str) -> String {
         .take(200)
         .collect();
     words.trim().to_owned()
-}
-
-/// Whether to follow a redirect. Registries redirect blobs to storage elsewhere, over https.
-fn judge(attempt: Attempt<'_>, plain: bool, local: bool) -> reqwest::redirect::Action {
-    if attempt.previous().len() > MAX_REDIRECTS {
-        return attempt.error(format!("more than {MAX_REDIRECTS} times: this is a loop"));
-    }
-    let url = attempt.url();
-    if url.scheme() != "https" && !(plain && url.scheme() == "http") {
-        let why = format!("to {}:, which is not https", url.scheme());
-        return attempt.error(why);
-    }
-    let host = url.host_str().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let inward = host == "localhost"
-        || host.ends_with(".localhost")
-        || host.parse::<IpAddr>().is_ok_and(is_inward);
-    if inward && !local {
-        let why = format!("to {host}, an address of this machine");
-        return attempt.error(why);
-    }
-    attempt.follow()
-}
-
-/// Addresses that no registry sends anybody to: this machine, and the link (where clouds keep
-/// their metadata). Private networks are allowed: registries of companies live there.
-fn is_inward(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip.is_broadcast()
-        }
-        IpAddr::V6(ip) => {
-            ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_unicast_link_local()
-                || ip.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
-        }
-    }
-}
-
-/// Resolves names, and leaves out inward addresses for all names but the registry's own.
-struct Outward {
-    home: String,
-}
-
-impl reqwest::dns::Resolve for Outward {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let name = name.as_str().to_owned();
-        let home = name == self.home;
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let addresses: Vec<SocketAddr> = found
-                .filter(|address| home || !is_inward(address.ip()))
-                .collect();
-            if addresses.is_empty() {
-                let why = format!("{name} has no address that a registry may redirect to");
-                return Err(why.into());
-            }
-            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_inward;
-
-    #[test]
-    fn this_machine_and_the_metadata_service_are_inward() {
-        for (ip, inward) in [
-            ("127.0.0.1", true),
-            ("127.9.9.9", true),
-            ("0.0.0.0", true),
-            ("169.254.169.254", true),
-            ("::1", true),
-            ("::ffff:169.254.169.254", true),
-            ("fe80::1", true),
-            ("fd00:ec2::254", true),
-            ("10.0.0.1", false),
-            ("192.168.1.1", false),
-            ("203.0.113.7", false),
-            ("2001:db8::1", false),
-        ] {
-            assert_eq!(is_inward(ip.parse().unwrap()), inward, "{ip}");
-        }
-    }
 }

@@ -50,6 +50,7 @@
 
 pub mod bundle;
 mod cache;
+mod challenge;
 mod credentials;
 mod digest;
 mod error;
@@ -57,6 +58,7 @@ mod fetch;
 mod files;
 mod key;
 mod lock;
+mod outward;
 mod package;
 mod plugin;
 mod publish;

@@ -169,7 +169,7 @@ proptest! {
                 source: name.clone(),
                 name: name.clone(),
                 signer: (seed % 2 == 0).then(|| name.clone()),
-                manifest: (seed % 3 == 0).then(|| Digest([seed; 32])),
+                manifest: (seed % 3 == 0).then_some(Digest([seed; 32])),
                 requests: Requests::default().with_item(name, name).with_limit("s", name, u64::from(seed)),
                 ..plugin("1.0.0-rc.1", name)
             }).collect(),

@@ -1,9 +1,10 @@
 //! Publishing: a package under a tag, and signatures beside it. The upload itself is
 //! `oci-client`'s.
 
+use crate::challenge::Scheme;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Scheme, reasons, use_ring};
+use crate::fetch::{reasons, use_ring};
 use crate::key::SecretKey;
 use crate::package::{Package, read_manifest};
 use crate::reference::Reference;

@@ -1,7 +1,7 @@
 //! Signatures in the form that cosign uses for keys (sigstore/cosign, SIGNATURE_SPEC.md): the
 //! "simple signing" payload names the digest of a manifest, the signature is over the payload's
 //! bytes, and both are an artifact of their own beside the plugin, at the tag `sha256-….sig`. No
-//! transparency log is asked or written, so cosign must be told so (`--insecure-ignore-tlog`).
+//! transparency log is asked or written. The scheme is pure Ed25519 (RFC 8032), not Ed25519ph.
 //!
 //! The manifest names the component by its digest, and the component carries the plugin's own
 //! manifest, so that a signature covers all of it.

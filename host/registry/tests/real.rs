@@ -109,6 +109,25 @@ async fn a_published_version_stays() {
 }
 
 #[tokio::test]
+async fn a_component_of_several_pieces_goes_up_and_comes_down() {
+    let Some(real) = Real::start(false) else {
+        return;
+    };
+    // More than two of the pieces that an upload is cut into.
+    let seed: Vec<u8> = (0..9_000_000u32).map(|n| (n % 251) as u8).collect();
+    let bytes = component(&seed);
+    let reference: Reference = format!("{}/acme/large:1.0.0", real.host).parse().unwrap();
+    let package = Package::new(bytes.clone(), "large", "1.0.0").unwrap();
+    anonymous()
+        .publish(&reference, &package, false)
+        .await
+        .unwrap();
+    let (_dir, cache) = cache();
+    let pulled = anonymous().pull(&reference, &cache).await.unwrap();
+    assert_eq!(pulled.component, bytes);
+}
+
+#[tokio::test]
 async fn versions_are_listed_the_highest_first() {
     let Some(real) = Real::start(false) else {
         return;
