@@ -45,8 +45,7 @@
 //! lock.write(Path::new("millgate.lock"))
 //! # }
 //! ```
-//! `serve --locked` then needs [`Lock::check`], and for each plugin [`Cache::plugin`] by its locked
-//! manifest, and [`Plugin::verify`].
+//! `serve --locked` then needs [`Lock::check`], and for each plugin [`LockedPlugin::load`].
 
 pub mod bundle;
 mod cache;

@@ -1,10 +1,13 @@
 //! `millgate.lock`: every plugin, model and prompt of a config by digest, with who signed it and
 //! what it asked for when the operator said yes.
 
+use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::plugin::Plugin;
 use crate::requests::{Change, Requests, diff};
+use crate::trust::Trust;
 use crate::version;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -101,6 +104,42 @@ pub struct Update {
     pub requests: Vec<Change>,
     /// Another signer than before: `(before, now)`.
     pub signer: Option<(Option<String>, Option<String>)>,
+}
+
+impl LockedPlugin {
+    /// The plugin from the cache, as `serve --locked` wants it: the very bytes that are locked,
+    /// signed by who is locked, and trusted now. No registry is asked. `None` for files and
+    /// first-party plugins, which have no OCI manifest: hold them against `component`.
+    ///
+    /// The caller holds the name and version in the plugin's own manifest against the lock's.
+    pub fn load(&self, cache: &Cache, trust: &Trust) -> Result<Option<Plugin>> {
+        let Some(manifest) = self.manifest else {
+            return Ok(None);
+        };
+        let plugin = cache.plugin(&manifest)?;
+        let mut differences = Vec::new();
+        if plugin.component_digest != self.component {
+            differences.push(format!(
+                "the plugin {} has the component {}, and locked is {}",
+                self.source, plugin.component_digest, self.component
+            ));
+        }
+        // Where the operator asked for no signature, none is asked for now.
+        if let Some(locked) = &self.signer {
+            let signer = plugin.verify(&self.name, trust)?;
+            if signer.name != *locked {
+                differences.push(format!(
+                    "the plugin {} is signed by {}, and locked is {locked}",
+                    self.source, signer.name
+                ));
+            }
+        }
+        if differences.is_empty() {
+            Ok(Some(plugin))
+        } else {
+            Err(Error::Disagrees { differences })
+        }
+    }
 }
 
 impl Update {

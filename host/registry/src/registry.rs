@@ -120,9 +120,22 @@ impl Registry {
         Ok(digest)
     }
 
-    /// The versions of a plugin that its repository has, the highest first. Tags that are no
-    /// versions are left out.
-    pub async fn versions(&self, reference: &Reference) -> Result<Vec<semver::Version>> {
+    /// The reference to the highest version that the repository has; no pre-release, unless
+    /// `reference` is one. `None` where no tag is a version. What it stands for may be older than
+    /// what is locked: [`Lock::compare`](crate::Lock::compare) says so.
+    pub async fn newest(&self, reference: &Reference) -> Result<Option<Reference>> {
+        let early = reference.tag().and_then(version::of_tag);
+        let early = early.is_some_and(|version| !version.pre.is_empty());
+        let versions = self.versions(reference).await?;
+        let newest = versions
+            .iter()
+            .find(|(version, _)| early || version.pre.is_empty());
+        newest.map(|(_, tag)| reference.with_tag(tag)).transpose()
+    }
+
+    /// The versions of a plugin that its repository has, with their tags, the highest first. Tags
+    /// that are no versions are left out.
+    pub async fn versions(&self, reference: &Reference) -> Result<Vec<(semver::Version, String)>> {
         #[derive(Deserialize)]
         struct Page {
             tags: Option<Vec<String>>,
@@ -149,7 +162,10 @@ impl Registry {
                 why: "its list of tags is not the JSON of one".into(),
             })?;
             let tags = page.tags.unwrap_or_default();
-            versions.extend(tags.iter().filter_map(|tag| version::of_tag(tag)));
+            versions.extend(
+                tags.iter()
+                    .filter_map(|tag| Some((version::of_tag(tag)?, tag.clone()))),
+            );
             // Only whether there is a next page is believed, not where it is.
             let next = answer.headers.contains_key("link");
             match tags.into_iter().next_back() {

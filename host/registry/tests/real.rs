@@ -151,8 +151,12 @@ async fn versions_are_listed_the_highest_first() {
         .await
         .unwrap();
     let versions = registry.versions(&at("1.9.0")).await.unwrap();
-    let versions: Vec<String> = versions.iter().map(ToString::to_string).collect();
+    let versions: Vec<String> = versions.into_iter().map(|(_, tag)| tag).collect();
     assert_eq!(versions, ["2.0.0-rc.1", "1.10.0", "1.9.0"]);
+    for (tag, newest) in [("1.9.0", "1.10.0"), ("1.0.0-beta.1", "2.0.0-rc.1")] {
+        let found = registry.newest(&at(tag)).await.unwrap();
+        assert_eq!(found, Some(at(newest)));
+    }
     let none: Reference = format!("{}/acme/none:1.0.0", real.host).parse().unwrap();
     for error in [
         registry.versions(&none).await.unwrap_err(),

@@ -165,6 +165,34 @@ fn a_bundle_carries_everything() {
 }
 
 #[test]
+fn a_locked_plugin_is_loaded_offline_or_refused() {
+    let case = case();
+    let mut locked = case.contents.lock.plugins[0].clone();
+    locked.signer = Some("Acme".into());
+    let load = |locked: &LockedPlugin, trust: &Trust| locked.load(&case.cache, trust);
+    let plugin = load(&locked, &case.trust).unwrap().unwrap();
+    assert_eq!(plugin.component, COMPONENT);
+    // Files have no manifest, and are the caller's.
+    let file = &case.contents.lock.plugins[1];
+    assert!(load(file, &case.trust).unwrap().is_none());
+    let error = load(&locked, &Trust::default()).unwrap_err();
+    assert!(matches!(error, Error::UnknownKey { .. }), "{error}");
+    let mut other = locked.clone();
+    other.signer = Some("Somebody".into());
+    other.component = Digest::of(b"other");
+    let Error::Disagrees { differences } = load(&other, &case.trust).unwrap_err() else {
+        panic!("it should disagree")
+    };
+    assert_eq!(differences.len(), 2, "{differences:?}");
+    case.cache.set_signatures(&case.plugin, None).unwrap();
+    let error = load(&locked, &case.trust).unwrap_err();
+    assert!(matches!(error, Error::Unsigned { .. }), "{error}");
+    locked.manifest = Some(Digest::of(b"nowhere"));
+    let error = load(&locked, &case.trust).unwrap_err();
+    assert!(matches!(error, Error::Absent { .. }), "{error}");
+}
+
+#[test]
 fn a_bundle_is_not_made_without_all_that_is_locked() {
     let mut case = case();
     let path = case.dir.path().join("bundle");
