@@ -48,8 +48,8 @@ pub struct LockedPlugin {
     /// The digest of its OCI manifest, if it comes from a registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Digest>,
-    /// Who signed it, as the config's `[[trust]]` names them; absent where no signature was asked
-    /// for (files and first-party plugins).
+    /// Who signed it, as the config's `[[trust]]` names them; absent for files and first-party
+    /// plugins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<String>,
     /// What it asks for.
@@ -124,15 +124,15 @@ impl LockedPlugin {
                 self.source, plugin.component_digest, self.component
             ));
         }
-        // Where the operator asked for no signature, none is asked for now.
-        if let Some(locked) = &self.signer {
-            let signer = plugin.verify(&self.name, trust)?;
-            if signer.name != *locked {
-                differences.push(format!(
-                    "the plugin {} is signed by {}, and locked is {locked}",
-                    self.source, signer.name
-                ));
-            }
+        // Always, whatever the lock says: taking a line out of it must not take the check away.
+        let signer = plugin.verify(&self.name, trust)?;
+        if self.signer.as_ref() != Some(&signer.name) {
+            differences.push(format!(
+                "the plugin {} is signed by {}, and locked is {}",
+                self.source,
+                signer.name,
+                self.signer.as_deref().unwrap_or("no signer")
+            ));
         }
         if differences.is_empty() {
             Ok(Some(plugin))
