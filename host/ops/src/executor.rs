@@ -30,8 +30,8 @@ pub struct ResponseStream {
 }
 
 pub(crate) enum Source {
-    Local(LocalAnswer),
-    Upstream(UpstreamAnswer),
+    Local(Box<LocalAnswer>),
+    Upstream(Box<UpstreamAnswer>),
 }
 
 impl ResponseStream {
@@ -124,7 +124,9 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
                     .await);
             }
             if stream {
-                Body::Stream(Box::new(ResponseStream::new(Source::Local(answer))))
+                Body::Stream(Box::new(ResponseStream::new(Source::Local(Box::new(
+                    answer,
+                )))))
             } else {
                 Body::Completion(answer.whole().await?)
             }
@@ -136,7 +138,7 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
             match upstream.send(endpoint, body).await {
                 Err(error) => return Err(flight.fail(Finish::Error, error).await),
                 Ok(answer) if stream && answer.events => {
-                    let source = Source::Upstream(UpstreamAnswer::new(flight, answer));
+                    let source = Source::Upstream(Box::new(UpstreamAnswer::new(flight, answer)));
                     Body::Stream(Box::new(ResponseStream::new(source).translated(endpoint)))
                 }
                 Ok(answer) => {

@@ -577,7 +577,10 @@ async fn through(core: &Arc<Core>, pieces: Vec<Bytes>) -> Vec<Event> {
     let pipeline = generation.pipeline_for("m").unwrap().clone();
     let flight = Flight::new(core.clone(), generation, pipeline, &request);
     let answer = UpstreamAnswer::new(flight, UpstreamBody::pieces(pieces));
-    all(Box::new(ResponseStream::new(Source::Upstream(answer)))).await
+    all(Box::new(ResponseStream::new(Source::Upstream(Box::new(
+        answer,
+    )))))
+    .await
 }
 
 fn delta(choice: u32, text: &str) -> String {
