@@ -167,8 +167,10 @@ fn every_answer_to_a_schema_of_the_official_suite_is_valid_or_the_schema_is_refu
         let named = known.iter().any(|name| why.contains(&format!("`{name}`")));
         let impossible = why.starts_with("no answer can satisfy");
         // A reference to the metaschema brings that document's keywords with it.
-        let metaschema = r#""$ref":"http"#;
-        let named = named || schema.to_string().contains(metaschema) && why.contains('`');
+        let metaschema = ["https://json-schema.org/", "http://json-schema.org/"]
+            .iter()
+            .any(|start| schema.to_string().contains(&format!("\"$ref\":\"{start}")));
+        let named = named || metaschema && why.contains('`');
         if !named && !impossible {
             unnamed.push(format!("{place}: {schema}: {why}"));
         }

@@ -509,8 +509,11 @@ fn every_tensor_type_gives_the_exact_paths_logits() {
                 .zip(&other)
                 .map(|(a, b)| (a - b).abs())
                 .fold(0f32, f32::max);
-            // The models of the K types are wider, and their logits larger.
-            let largest = exact.iter().fold(1f32, |most, x| most.max(x.abs()));
+            // The models of the K types are wider, and their logits larger: their bound is relative.
+            let largest = match kind.block_len() {
+                256 => exact.iter().fold(1f32, |most, x| most.max(x.abs())),
+                _ => 1.0,
+            };
             assert!(worst < 1e-2 * largest, "{kind}: {worst} of {largest}");
         }
     }
