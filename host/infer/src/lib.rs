@@ -26,6 +26,8 @@ mod engine;
 mod error;
 mod fairness;
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gguf;
 mod grammar;
 #[cfg(test)]
@@ -48,7 +50,7 @@ mod sampling;
 mod scheduler;
 mod sentencepiece;
 mod sequence;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -89,7 +89,7 @@ impl TensorType {
     }
 
     /// The type's number in GGUF (`enum ggml_type`).
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn code(self) -> u32 {
         self.traits().1
     }

@@ -51,6 +51,7 @@ impl GgufBuilder {
         self.key(name, 9, &out)
     }
 
+    #[cfg(test)]
     pub(crate) fn f32s(self, name: &str, values: &[f32]) -> Self {
         let mut out = 6u32.to_le_bytes().to_vec();
         out.extend((values.len() as u64).to_le_bytes());
@@ -103,6 +104,7 @@ impl GgufBuilder {
 }
 
 /// Opens a file of these bytes.
+#[cfg(test)]
 pub(crate) fn open(bytes: &[u8]) -> crate::Result<crate::gguf::Gguf> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
@@ -233,6 +235,7 @@ pub(crate) fn tiny_llama(kind: TensorType, context: u32) -> Vec<u8> {
 }
 
 /// Opens a model of these bytes.
+#[cfg(test)]
 pub(crate) fn model(
     bytes: &[u8],
     options: &crate::ModelOptions,

@@ -1,0 +1,4 @@
+//! Safetensors files: raw bytes, and a sound header with damage.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| millgate_infer::fuzzing::safetensors(data));
