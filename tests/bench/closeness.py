@@ -5,7 +5,7 @@
     cargo build --release -p millgate-infer --example logits
     tests/bench/closeness.py MODEL.gguf [--logits target/release/examples/logits] [--positions N]
 
-The texts are those of tests/golden/logits.json.gz (token ids of the default model), teacher-forced. The reference is
+The texts are token ids that tests/golden holds (the default model's, or Gemma's), teacher-forced. The reference is
 Millgate's exact path: the file's weights widened to f32, f32 sums and KV cache (tests/golden holds it against
 transformers in f32). llama.cpp tells the log-probabilities of the 2,000 likeliest tokens; all others count as one
 outcome, and the same outcomes are used for both engines, so that both divergences are measured alike. Positions where
@@ -26,10 +26,10 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 LIKELIEST = 2000
 
 
-def ours(binary, model, precision, texts, vocabulary):
+def ours(binary, model, precision, texts):
     run = [binary, model, precision, "128"]
     out = subprocess.run(run, input=json.dumps(texts).encode(), check=True, capture_output=True).stdout
-    rows = numpy.frombuffer(out, dtype="<f4").reshape(-1, vocabulary).astype(numpy.float64)
+    rows = numpy.frombuffer(out, dtype="<f4").reshape(sum(map(len, texts)), -1).astype(numpy.float64)
     rows = rows - rows.max(axis=1, keepdims=True)
     rows -= numpy.log(numpy.exp(rows).sum(axis=1, keepdims=True))
     return rows
@@ -82,11 +82,12 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("model")
     arguments.add_argument("--logits", default=os.path.join(ROOT, "target/release/examples/logits"))
-    arguments.add_argument("--vocabulary", type=int, default=49152)
+    arguments.add_argument("--texts", default="logits.json.gz", help="a file of tests/golden (gemma.json.gz: Gemma's)")
     arguments.add_argument("--positions", type=int, help="only so many, for a quick look")
     options = arguments.parse_args()
-    with gzip.open(os.path.join(ROOT, "tests/golden/logits.json.gz")) as file:
-        texts = [text["ids"] for text in json.load(file)["texts"]]
+    with gzip.open(os.path.join(ROOT, "tests/golden", options.texts)) as file:
+        golden = json.load(file)
+    texts = [text["ids"] for text in (golden["texts"] if isinstance(golden, dict) else golden)]
     if options.positions:
         kept, left = [], options.positions
         for text in texts:
@@ -95,8 +96,8 @@ def main():
             if left <= 0:
                 break
         texts = kept
-    reference = ours(options.logits, options.model, "exact", texts, options.vocabulary)
-    fast = ours(options.logits, options.model, "fast", texts, options.vocabulary)
+    reference = ours(options.logits, options.model, "exact", texts)
+    fast = ours(options.logits, options.model, "fast", texts)
     other = theirs(options.model, texts)
     # The token that follows each position, where one does.
     following = [token for text in texts for token in [*text[1:], None]]
