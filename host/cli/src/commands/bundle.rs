@@ -75,10 +75,7 @@ fn load(args: &BundleLoadArgs) -> Result<ExitCode> {
     let trust = together(ours, theirs, args.trust)?;
     let text = depot::with_trust(&loaded.config, &trust)?;
 
-    let depot = Depot {
-        trust: Trust::new(&trust)?,
-        ..Depot::of(&Default::default(), Path::new(""), &data)?
-    };
+    let depot = Depot::trusting(Trust::new(&trust)?, &data);
     let sandbox = open::sandbox(&data)?;
     for plugin in loaded
         .lock

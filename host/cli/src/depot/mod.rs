@@ -6,7 +6,7 @@ mod files;
 mod resolve;
 mod update;
 
-pub use bundles::{Bundled, Carried, carry, relocate, with_trust};
+pub use bundles::{Bundled, carry, relocate, with_trust};
 pub use files::lock_path;
 pub use resolve::{Reach, Resolved, resolve};
 pub use update::{Move, Plan, Wish};
@@ -96,6 +96,15 @@ impl Depot {
                 max_component: registry.max_component.0,
             },
         })
+    }
+
+    /// The cache alone, with these signers; registries are asked with the defaults.
+    pub fn trusting(trust: Trust, data: &Path) -> Depot {
+        Depot {
+            cache: cache(data),
+            trust,
+            settings: RegistryConfig::default(),
+        }
     }
 
     /// A client of registries, with the logins of the Docker config.

@@ -44,7 +44,7 @@ pub fn run(args: PluginPublishArgs) -> Result<ExitCode> {
                 .sign(&published.reference, &published.digest, key)
                 .await?;
         }
-        millgate_registry::Result::Ok(published)
+        Ok::<_, millgate_registry::Error>(published)
     })??;
     let what = if published.unchanged {
         "is there already"
