@@ -52,11 +52,14 @@ class Millgate:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
+    def command(self):
+        return [binary(), "serve", "--config", str(self.config), "--data", str(self.data),
+                "--listen", f"127.0.0.1:{self.port}"]
+
     def start(self):
         log = open(self.log, "ab")
         self.process = subprocess.Popen(
-            [binary(), "serve", "--config", str(self.config), "--data", str(self.data),
-             "--listen", f"127.0.0.1:{self.port}"],
+            self.command(),
             stdout=log, stderr=subprocess.STDOUT, cwd=self.folder,
         )
         log.close()

@@ -28,9 +28,15 @@ pub enum Command {
     /// The records of past requests
     #[command(subcommand)]
     Traces(TracesCommand),
-    /// Looks at a plugin, or runs one on a text
+    /// Looks at plugins, runs them, publishes them, pulls them, keeps them up to date
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Keys that plugins are signed with
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Everything that a config needs in one folder or file, for machines without a network
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Gets models by name
     #[command(subcommand)]
     Model(ModelCommand),
@@ -88,6 +94,9 @@ pub struct ServeArgs {
     /// Listen here in place of the config's `server.listen`; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
+    /// Use nothing but what stands in the lock (millgate.lock), and ask no registry
+    #[arg(long)]
+    pub locked: bool,
     #[command(flatten)]
     pub process: ProcessArgs,
 }
@@ -128,6 +137,8 @@ pub struct CheckArgs {
     /// Print the JSON Schema of the config, for editors, and end
     #[arg(long)]
     pub schema: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -237,15 +248,175 @@ pub enum PluginCommand {
     Inspect(PluginInspectArgs),
     /// Runs a plugin once and prints its verdict
     Run(PluginRunArgs),
+    /// Publishes a plugin to a registry and signs it
+    Publish(PluginPublishArgs),
+    /// Gets a plugin from a registry and checks who signed it
+    Pull(PluginPullArgs),
+    /// Writes what the config uses into its lock, at the versions that the config says
+    Lock(PluginLockArgs),
+    /// Moves plugins to their newest versions; shows what they newly ask for before it writes
+    Update(PluginUpdateArgs),
+}
+
+/// Whose `[registry]` and `[[trust]]` count.
+#[derive(Debug, ClapArgs)]
+pub struct ConfigArgs {
+    /// The config file [default: millgate.toml, if it is there]
+    #[arg(long, short, env = "MILLGATE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub data: DataArgs,
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct PluginInspectArgs {
-    /// A first-party plugin's name, or a .wasm file [default: list the first-party ones]
+    /// A first-party plugin's name, a .wasm file, a folder with one, or a registry reference such as
+    /// registry.example/team/name:1.2.0 [default: list the first-party ones]
     pub plugin: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub place: ConfigArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  millgate keys new acme
+  millgate plugin publish pii.wasm registry.example/acme/pii:1.2.0 --key acme
+
+Logins are those of `docker login`.")]
+pub struct PluginPublishArgs {
+    /// The .wasm file, a folder with one, or a first-party plugin's name
+    pub file: String,
+    /// Where to: registry.example/team/name:1.2.0, with the plugin's own version as the tag
+    pub reference: String,
+    /// The key to sign with: a name of `millgate keys list`, or a PEM file (with a slash)
+    #[arg(long, value_name = "NAME", required_unless_present = "unsigned")]
+    pub key: Option<String>,
+    /// Publish without a signature; it can be signed later by publishing it again
+    #[arg(long, conflicts_with = "key")]
+    pub unsigned: bool,
+    /// Replace other content under a tag that is taken
+    #[arg(long)]
+    pub overwrite: bool,
+    /// The licence that the registry shows (SPDX) [default: the manifest's]
+    #[arg(long, value_name = "SPDX")]
+    pub licenses: Option<String>,
+    /// Where the sources are, for the registry to show
+    #[arg(long, value_name = "URL")]
+    pub source: Option<String>,
+    #[command(flatten)]
+    pub place: ConfigArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PluginPullArgs {
+    /// registry.example/team/name:1.2.0, or pinned by @sha256:…
+    pub reference: String,
+    /// Trust this public key (a PEM file) in place of the config's [[trust]]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Also write the component to this file
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub place: ConfigArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PluginLockArgs {
+    /// Only this plugin: its name, its stage's, or its reference [default: everything]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub consent: ConsentArgs,
+    #[command(flatten)]
+    pub place: ConfigArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PluginUpdateArgs {
+    /// Only this plugin: its name, its stage's, or its reference [default: everything]
+    pub name: Option<String>,
+    /// Move to this version in place of the newest
+    #[arg(long, value_name = "VERSION", requires = "name")]
+    pub to: Option<String>,
+    #[command(flatten)]
+    pub consent: ConsentArgs,
+    #[command(flatten)]
+    pub place: ConfigArgs,
+}
+
+/// What an operator says yes to.
+#[derive(Debug, ClapArgs)]
+pub struct ConsentArgs {
+    /// Do not ask; for scripts
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Allow an older version than the one that is locked, or the same one with other bytes
+    #[arg(long)]
+    pub allow_downgrade: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Makes an Ed25519 key pair in the data folder
+    New(KeysNewArgs),
+    /// The keys of the data folder
+    List(KeysListArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct KeysNewArgs {
+    /// What to call it
+    pub name: String,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct KeysListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BundleCommand {
+    /// Writes everything that a config needs: plugins, signatures, lock, models
+    Create(BundleCreateArgs),
+    /// Takes a bundle onto this machine, ready to be served
+    Load(BundleLoadArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BundleCreateArgs {
+    /// What to write: one file if its name ends in .tar, a folder otherwise
+    pub path: PathBuf,
+    #[command(flatten)]
+    pub place: ConfigArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BundleLoadArgs {
+    /// The bundle
+    pub path: PathBuf,
+    /// Where config, lock and models go
+    #[arg(default_value = ".", value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Trust the signers that the bundle's config names, without asking
+    #[arg(long)]
+    pub trust: bool,
+    /// Replace the config that is there; the signers that it trusts stay
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
 }
 
 #[derive(Debug, ClapArgs)]

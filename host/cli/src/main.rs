@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod client;
 mod commands;
+mod depot;
 mod folders;
 mod memory;
 mod models;

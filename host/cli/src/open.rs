@@ -8,6 +8,7 @@ use millgate_ops::config::{self, Config, Problem};
 use millgate_ops::{Environment, PluginSource};
 use millgate_sandbox::{Sandbox, SandboxOptions};
 
+use crate::depot::{self, Reach, Resolved};
 use crate::models::{Library, known};
 
 /// A config file, a data folder, and what the command line says in place of the config.
@@ -19,6 +20,30 @@ pub struct Setup {
     pub data: PathBuf,
     /// A GGUF file for the config's local model: `FILE`, or `NAME=FILE` where there are several.
     pub model: Option<PathBuf>,
+    /// How far to go for plugins from registries.
+    pub reach: Reach,
+}
+
+/// A config that was found good, with its plugins.
+pub struct Ready {
+    /// The config.
+    pub config: Config,
+    /// Where its plugins are.
+    pub plugins: PluginSource,
+    resolved: Resolved,
+}
+
+impl Ready {
+    /// Writes what is new into the lock. To be called when the config is served: one that cannot
+    /// be leaves the lock as it was.
+    pub fn keep_lock(&self, setup: &Setup) {
+        match self.resolved.keep(&self.config, &setup.config) {
+            Ok(lines) => lines.iter().for_each(|line| tracing::info!("{line}")),
+            Err(error) => tracing::warn!(
+                "the lock could not be written, so the next start pulls again: {error:#}"
+            ),
+        }
+    }
 }
 
 /// Why a config cannot be used.
@@ -30,19 +55,45 @@ pub enum LoadError {
 }
 
 impl Setup {
-    /// Reads and checks the config, against its plugins too.
-    pub fn load(&self, sandbox: &Sandbox) -> Result<Config, LoadError> {
-        let mut config = check(&self.config, sandbox)?;
+    /// Reads and checks the config, against its plugins too. Blocking; may pull plugins.
+    pub fn load(&self, sandbox: &Sandbox) -> Result<Ready, LoadError> {
+        let text = read(&self.config).map_err(LoadError::Other)?;
+        let plugins = plugins(&self.config);
+        let check = |plugins: &PluginSource| {
+            config::check_with_plugins(&text, &self.config, &plugins.catalog(sandbox))
+        };
+        let mut config = check(&plugins).map_err(LoadError::Problems)?;
         self.override_model(&mut config).map_err(LoadError::Other)?;
-        Ok(config)
+        let mut resolved = depot::resolve(
+            &config,
+            &self.config,
+            &self.environment(),
+            sandbox,
+            self.reach,
+        )
+        .map_err(LoadError::Other)?;
+        let plugins = plugins.with_pulled(std::mem::take(&mut resolved.plugins));
+        // Once more, now that it can be held against the plugins from registries, too.
+        check(&plugins).map_err(LoadError::Problems)?;
+        Ok(Ready {
+            config,
+            plugins,
+            resolved,
+        })
     }
 
     /// [`load`](Self::load) for commands that end with the problems' text.
-    pub fn load_or_explain(&self, sandbox: &Sandbox) -> Result<Config> {
-        self.load(sandbox).map_err(|error| match error {
-            LoadError::Problems(problems) => anyhow::anyhow!(explain(&problems)),
-            LoadError::Other(error) => error,
-        })
+    pub fn load_or_explain(&self, sandbox: &Sandbox) -> Result<Ready> {
+        self.load(sandbox).map_err(LoadError::explained)
+    }
+
+    /// Reads and checks the config without its plugins from registries.
+    pub fn read(&self, sandbox: &Sandbox) -> Result<(String, Config)> {
+        let text = read(&self.config)?;
+        let plugins = plugins(&self.config);
+        let checked = config::check_with_plugins(&text, &self.config, &plugins.catalog(sandbox));
+        let config = checked.map_err(|problems| LoadError::Problems(problems).explained())?;
+        Ok((text, config))
     }
 
     /// What the platform needs beside the config.
@@ -94,18 +145,23 @@ impl Setup {
     }
 }
 
-/// Checks a config file.
-pub fn check(path: &Path, sandbox: &Sandbox) -> Result<Config, LoadError> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| {
-            format!(
-                "cannot read {}; name another file with --config, or try `millgate quickstart`",
-                path.display()
-            )
-        })
-        .map_err(LoadError::Other)?;
-    let plugins = plugins(path);
-    config::check_with_plugins(&text, path, &plugins.catalog(sandbox)).map_err(LoadError::Problems)
+impl LoadError {
+    /// As a command ends with it.
+    pub fn explained(self) -> anyhow::Error {
+        match self {
+            LoadError::Problems(problems) => anyhow::anyhow!(explain(&problems)),
+            LoadError::Other(error) => error,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| {
+        format!(
+            "cannot read {}; name another file with --config, or try `millgate quickstart`",
+            path.display()
+        )
+    })
 }
 
 /// All problems, one after the other, and how many there are.

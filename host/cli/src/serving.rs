@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use millgate_ops::{Config, Platform};
+use millgate_ops::{Environment, Platform};
 use millgate_sandbox::Sandbox;
 use millgate_server::{Handle, Server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{LogFormat, ProcessArgs};
-use crate::open::{self, LoadError, Setup, explain};
+use crate::open::{self, LoadError, Ready, Setup, explain};
 use crate::{memory, storage};
 
 /// How many ports after a taken one are tried.
@@ -78,15 +78,19 @@ pub fn serve(
         let begin = Instant::now();
         let mut signals = Signals::new()?;
         let sandbox = open::sandbox(&setup.data)?;
-        let config = setup.load_or_explain(&sandbox)?;
+        let load = load(setup, &sandbox);
+        let ready_config = tokio::select! {
+            loaded = load => loaded?,
+            () = signals.stop() => return Ok(ExitCode::SUCCESS),
+        };
         let listen = match listen {
-            Listen::AsConfigured => Listen::At(config.server.listen),
+            Listen::AsConfigured => Listen::At(ready_config.config.server.listen),
             other => other,
         };
         let running = Running::bind(listen).await?;
         let address = running.address;
         say(format_args!("listening on http://{address}"));
-        let start = start_platform(setup, config, sandbox);
+        let start = start_platform(setup, ready_config, sandbox);
         let platform = tokio::select! {
             platform = start => platform?,
             () = signals.stop() => return Ok(ExitCode::SUCCESS),
@@ -140,9 +144,9 @@ impl Running {
     /// Loads the setup and serves it.
     pub async fn start(setup: &Setup, listen: Listen) -> Result<(Self, Platform)> {
         let sandbox = open::sandbox(&setup.data)?;
-        let config = setup.load_or_explain(&sandbox)?;
+        let ready = load(setup, &sandbox).await?;
         let running = Self::bind(listen).await?;
-        let platform = start_platform(setup, config, sandbox).await?;
+        let platform = start_platform(setup, ready, sandbox).await?;
         running.handle.attach(platform.clone());
         Ok((running, platform))
     }
@@ -188,14 +192,29 @@ async fn close_store(platform: &Platform) {
     }
 }
 
+/// Reads the config and gets its plugins on a thread that may block.
+async fn load(setup: &Setup, sandbox: &Sandbox) -> Result<Ready> {
+    let (setup, sandbox) = (setup.clone(), sandbox.clone());
+    tokio::task::spawn_blocking(move || setup.load_or_explain(&sandbox))
+        .await
+        .context("loading was cut off")?
+}
+
 /// Loads models and plugins on a thread that may block.
-async fn start_platform(setup: &Setup, config: Config, sandbox: Sandbox) -> Result<Platform> {
-    let environment = setup.environment();
+async fn start_platform(setup: &Setup, ready: Ready, sandbox: Sandbox) -> Result<Platform> {
+    let setup = setup.clone();
     let start = move || {
+        let environment = Environment {
+            plugins: ready.plugins.clone(),
+            ..setup.environment()
+        };
         let store = storage::open_store(&environment.data)?;
+        let config = ready.config.clone();
         let platform = Platform::start_with(config, environment, store, sandbox);
         memory::give_back();
-        platform.map_err(anyhow::Error::from)
+        let platform = platform?;
+        ready.keep_lock(&setup);
+        Ok(platform)
     };
     tokio::task::spawn_blocking(start)
         .await
@@ -281,14 +300,15 @@ async fn reload(setup: &Setup, platform: &Platform) {
     let (setup, platform) = (setup.clone(), platform.clone());
     let listen = platform.config().0.server.listen;
     let done = tokio::task::spawn_blocking(move || {
-        let config = setup.load(platform.sandbox())?;
-        if config.server.listen != listen {
+        let ready = setup.load(platform.sandbox())?;
+        if ready.config.server.listen != listen {
             tracing::warn!("server.listen changed; it takes effect at the next start");
         }
         let generation = platform
-            .reload(config, "signal:hangup")
+            .reload_with(ready.config.clone(), ready.plugins.clone(), "signal:hangup")
             .map_err(|error| LoadError::Other(anyhow!("{error}")))?;
         memory::give_back();
+        ready.keep_lock(&setup);
         Ok(generation)
     });
     match done.await {

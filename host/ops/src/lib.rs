@@ -61,7 +61,7 @@ pub use metrics::Metrics;
 pub use model::LanguageModel;
 pub use monitor::AlertState;
 pub use platform::{Environment, ModelFiles, Platform};
-pub use plugins::PluginSource;
+pub use plugins::{PluginSource, PulledPlugins};
 pub use request::{ApiRequest, Endpoint};
 pub use response::Response;
 pub use rollout::{RolloutPhase, RolloutStatus};

@@ -174,10 +174,23 @@ impl Platform {
     /// # Errors
     /// What could not be loaded; nothing has changed then.
     pub fn reload(&self, config: Config, actor: &str) -> Result<u64> {
+        self.reload_with(config, self.inner.environment.plugins.clone(), actor)
+    }
+
+    /// Like [`reload`](Self::reload), with plugins from elsewhere than at the start: what the new
+    /// config has from registries.
+    ///
+    /// # Errors
+    /// As [`reload`](Self::reload).
+    pub fn reload_with(&self, config: Config, plugins: PluginSource, actor: &str) -> Result<u64> {
         let inner = &self.inner;
         let mut parts = inner.parts.lock();
+        let environment = Environment {
+            plugins,
+            ..inner.environment.clone()
+        };
         let loader = Loader {
-            environment: &inner.environment,
+            environment: &environment,
             sandbox: &inner.sandbox,
             services: &inner.services,
             store: &inner.store,

@@ -1,22 +1,29 @@
-//! Where plugins come from: those built into the binary, by name, and files, by path. The caller
-//! brings the table of first-party plugins; this crate does not depend on any.
+//! Where plugins come from: those built into the binary, by name; files, by path; and those from
+//! registries, by reference. The caller brings the table of first-party plugins and the bytes that
+//! it pulled and verified; this crate knows of no registry.
 
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytes::Bytes;
 use millgate_sandbox::Sandbox;
 
 use crate::config::{PluginCatalog, PluginFacts, StageConfig};
+
+/// Plugins from registries by what the config calls them: their bytes, or one sentence why they
+/// cannot be used.
+pub type PulledPlugins = BTreeMap<String, Result<Bytes, String>>;
 
 /// A table of plugins by name, and a folder against which paths are resolved. A clone is the same.
 #[derive(Clone, Debug, Default)]
 pub struct PluginSource {
     named: Arc<BTreeMap<String, &'static [u8]>>,
     folder: PathBuf,
+    /// None where nobody has looked for them.
+    pulled: Option<Arc<PulledPlugins>>,
 }
 
 impl PluginSource {
@@ -33,6 +40,30 @@ impl PluginSource {
         Self {
             named: Arc::new(named),
             folder: folder.into(),
+            pulled: None,
+        }
+    }
+
+    /// The same with these plugins from registries.
+    #[must_use]
+    pub fn with_pulled(self, pulled: PulledPlugins) -> Self {
+        Self {
+            pulled: Some(Arc::new(pulled)),
+            ..self
+        }
+    }
+
+    /// The bytes of a plugin from a registry, by what the config calls it.
+    ///
+    /// # Errors
+    /// One sentence: it was not pulled, or why it cannot be used.
+    pub fn pulled(&self, reference: &str) -> Result<Bytes, String> {
+        let pulled = self.pulled.as_ref();
+        match pulled.and_then(|pulled| pulled.get(reference)) {
+            Some(found) => found.clone(),
+            None => Err(format!(
+                "the plugin {reference} is not on this machine: run `millgate plugin lock`"
+            )),
         }
     }
 
@@ -67,15 +98,18 @@ impl PluginSource {
     ///
     /// # Errors
     /// One sentence: there is no such plugin, or the file cannot be read.
-    pub fn of_stage(&self, stage: &StageConfig) -> Result<Cow<'static, [u8]>, String> {
+    pub fn of_stage(&self, stage: &StageConfig) -> Result<Bytes, String> {
+        if let Some(reference) = stage.reference() {
+            return self.pulled(reference);
+        }
         match (&stage.plugin, &stage.path) {
             (Some(name), _) => match self.named(name) {
-                Some(bytes) => Ok(Cow::Borrowed(bytes)),
+                Some(bytes) => Ok(Bytes::from_static(bytes)),
                 None => Err(format!(
                     "there is no first-party plugin `{name}`; for a file write path = \"…\""
                 )),
             },
-            (None, Some(path)) => self.file(path).map(Cow::Owned),
+            (None, Some(path)) => self.file(path).map(Bytes::from),
             (None, None) => {
                 Err("it names no plugin: write plugin = \"…\" or path = \"…\"".to_owned())
             }
@@ -121,11 +155,19 @@ impl Catalog<'_> {
 }
 
 impl PluginCatalog for Catalog<'_> {
+    fn knows_registries(&self) -> bool {
+        self.source.pulled.is_some()
+    }
+
     fn names(&self) -> Vec<String> {
         self.source.names().map(str::to_owned).collect()
     }
 
     fn by_name(&self, name: &str) -> Option<Result<PluginFacts, String>> {
+        if name.contains('/') {
+            let bytes = self.source.pulled(name);
+            return Some(bytes.and_then(|bytes| self.facts(&bytes)));
+        }
         self.source.named(name).map(|bytes| self.facts(bytes))
     }
 

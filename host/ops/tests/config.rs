@@ -38,7 +38,11 @@ impl PluginCatalog for Catalog {
     }
 
     fn by_name(&self, name: &str) -> Option<Result<PluginFacts, String>> {
+        if name == "registry.example/acme/missing:1.0.0" {
+            return Some(Err(format!("{name} is not in the registry")));
+        }
         Some(Ok(match name {
+            "registry.example/acme/pii:1.0.0" => facts("acme-pii", &["compliance"], &[]),
             "pii" => facts("pii", &["compliance"], &[]),
             "overlap" => facts("overlap", &["evaluation"], &[]),
             "canary" => facts("canary", &["deployment"], &[]),
@@ -120,4 +124,42 @@ fn the_schema_admits_what_the_check_admits() {
 fn patterns_match_beginnings() {
     assert!(config::pattern_matches("gpt-*", "gpt-4") && config::pattern_matches("*", "x"));
     assert!(config::pattern_matches("gpt", "gpt") && !config::pattern_matches("gpt", "gpt-4"));
+}
+
+#[test]
+fn plugins_from_registries_are_held_against_nothing_where_nobody_looked_for_them() {
+    struct Offline;
+    impl PluginCatalog for Offline {
+        fn knows_registries(&self) -> bool {
+            false
+        }
+        fn names(&self) -> Vec<String> {
+            Vec::new()
+        }
+        fn by_name(&self, name: &str) -> Option<Result<PluginFacts, String>> {
+            panic!("{name} was asked for")
+        }
+        fn by_path(&self, path: &Path) -> Result<PluginFacts, String> {
+            panic!("{} was asked for", path.display())
+        }
+    }
+    let text = r#"
+[models.m]
+upstream = { url = "http://127.0.0.1:1/v1" }
+[stages.mask]
+plugin = "registry.example/acme/pii:1.0.0"
+[pipelines.default]
+serves = ["m"]
+input = ["mask"]
+arms = [{ name = "stable", model = "m" }]
+[[trust]]
+name = "Acme"
+key = "acme.pub"
+plugins = ["acme-*"]
+"#;
+    let config = check_with_plugins(text, "millgate.toml".as_ref(), &Offline).unwrap();
+    let stage = &config.stages["mask"];
+    assert_eq!(stage.reference(), Some("registry.example/acme/pii:1.0.0"));
+    assert_eq!(config.trust[0].plugins, ["acme-*"]);
+    assert_eq!(config.registry.max_component.0, 256 << 20);
 }

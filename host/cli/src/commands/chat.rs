@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{quickstart, traces};
 use crate::args::ChatArgs;
 use crate::client::{Client, ClientError};
+use crate::depot::Reach;
 use crate::open::Setup;
 use crate::serving::{Listen, Running, runtime};
 use crate::{folders, words};
@@ -37,6 +38,7 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
         config,
         data,
         model: args.model_file.clone(),
+        reach: Reach::Network,
     };
     let runtime = runtime(None)?;
     let listen = Listen::At(([127, 0, 0, 1], 0).into());

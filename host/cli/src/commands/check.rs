@@ -6,8 +6,9 @@ use anyhow::Result;
 use millgate_ops::config;
 
 use crate::args::CheckArgs;
+use crate::depot::Reach;
 use crate::folders;
-use crate::open::{self, LoadError};
+use crate::open::{self, LoadError, Setup};
 
 pub fn run(args: CheckArgs) -> Result<ExitCode> {
     if args.schema {
@@ -18,9 +19,18 @@ pub fn run(args: CheckArgs) -> Result<ExitCode> {
     let Some(file) = args.file else {
         return Ok(ExitCode::FAILURE);
     };
-    let sandbox = open::sandbox(&folders::data(None))?;
-    match open::check(&file, &sandbox) {
-        Ok(config) => {
+    let setup = Setup {
+        config: file,
+        data: folders::data(args.data.data),
+        model: None,
+        // A check asks nobody: what is not here and locked is said.
+        reach: Reach::Machine,
+    };
+    let file = &setup.config;
+    let sandbox = open::sandbox(&setup.data)?;
+    match setup.load(&sandbox) {
+        Ok(ready) => {
+            let config = ready.config;
             println!(
                 "{}: fine: {} models, {} stages, {} pipelines",
                 file.display(),

@@ -1,9 +1,11 @@
 //! One file for each command.
 
 mod audit;
+mod bundle;
 mod chat;
 mod check;
 mod doctor;
+mod keys;
 mod model;
 mod plugin;
 mod quickstart;
@@ -28,6 +30,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Chat(args) => chat::run(args),
         Command::Traces(command) => traces::run(command),
         Command::Plugin(command) => plugin::run(command),
+        Command::Keys(command) => keys::run(command),
+        Command::Bundle(command) => bundle::run(command),
         Command::Model(command) => model::run(command),
         Command::Bench(BenchCommand::Stage(args)) => bench::stage(args),
         Command::Bench(BenchCommand::Gateway(args)) => bench::gateway(args),

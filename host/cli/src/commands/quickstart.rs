@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::args::QuickstartArgs;
+use crate::depot::Reach;
 use crate::folders;
 use crate::models::Library;
 use crate::open::Setup;
@@ -36,6 +37,7 @@ pub fn run(args: QuickstartArgs) -> Result<ExitCode> {
         config,
         data,
         model: args.model,
+        reach: Reach::Network,
     };
     let listen = Listen::AtOrNear(args.listen);
     serving::serve(&setup, listen, args.process.workers, try_it)

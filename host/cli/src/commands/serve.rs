@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::args::ServeArgs;
+use crate::depot::Reach;
 use crate::folders;
 use crate::open::Setup;
 use crate::serving::{self, Listen};
@@ -15,6 +16,11 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         config: args.config,
         data: folders::data(args.data.data),
         model: args.model,
+        reach: if args.locked {
+            Reach::Locked
+        } else {
+            Reach::Network
+        },
     };
     let listen = args.listen.map_or(Listen::AsConfigured, Listen::At);
     serving::serve(&setup, listen, args.process.workers, |_| {})

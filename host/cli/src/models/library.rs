@@ -101,6 +101,23 @@ impl Library {
         )
     }
 
+    /// The SHA-256 of any file in lower-case hex, from memory where the file did not change since
+    /// it was last read.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn sha256(&self, path: &Path) -> Result<String> {
+        let path = std::path::absolute(path)?;
+        if let (Some(stamp), Some(seen)) = (stamp(&path), self.seen().remove(&path))
+            && (seen.bytes, seen.modified_ns) == stamp
+        {
+            return Ok(seen.sha256);
+        }
+        let digest = fetch::sha256_of(&path)?;
+        self.remember(&path, &digest);
+        Ok(digest)
+    }
+
     /// Where a copy may already be, best first.
     fn candidates(&self, model: &KnownModel) -> Vec<PathBuf> {
         let mut paths = vec![self.folder.join(model.file)];

@@ -17,7 +17,9 @@ use super::{
 /// The sections whose entries stand for themselves: a bad one is left out, the others go on.
 const NAMED: [&str; 4] = ["tenants", "models", "stages", "pipelines"];
 /// The sections that are one thing.
-const SINGLE: [&str; 3] = ["server", "traces", "monitoring"];
+const SINGLE: [&str; 4] = ["server", "traces", "monitoring", "registry"];
+/// The sections that are lists of entries without names.
+const LISTS: [&str; 1] = ["trust"];
 
 /// Reads a config and reports everything that can be told without looking at its plugins.
 /// `path` is only for the messages.
@@ -98,6 +100,12 @@ fn read<'s>(document: &Node, shape: &Shape<'s>, problems: &mut Problems<'_>) -> 
             if problems.len() == before && parses(whole, name, &entry.value, problems) {
                 sound.insert(name.to_owned(), json);
             }
+        } else if LISTS.contains(&name) && matches!(entry.value.kind, Kind::Array(_)) {
+            let before = problems.len();
+            shape.check(&entry.value, shape.below(&[name]), name, problems);
+            if problems.len() == before {
+                sound.insert(name.to_owned(), entry.value.to_json());
+            }
         }
     }
     // What is left is about the top level: unknown sections, sections that are no tables.
@@ -107,16 +115,23 @@ fn read<'s>(document: &Node, shape: &Shape<'s>, problems: &mut Problems<'_>) -> 
     };
     shape.check(&top, shape.below(&[]), "", problems);
     for entry in document.entries() {
-        let known = NAMED.contains(&entry.key.as_str()) || SINGLE.contains(&entry.key.as_str());
+        let name = entry.key.as_str();
+        let is_list = LISTS.contains(&name);
+        let known = is_list || NAMED.contains(&name) || SINGLE.contains(&name);
+        let right = match entry.value.kind {
+            Kind::Table(_) => !is_list,
+            Kind::Array(_) => is_list,
+            Kind::Scalar(_) => false,
+        };
         if !known {
-            let names = NAMED.into_iter().chain(SINGLE);
+            let names = NAMED.into_iter().chain(SINGLE).chain(LISTS);
             let help = super::problem::suggest(&entry.key, names, "known sections");
             problems.add(
                 &entry.span,
                 format!("unknown section `{}`", entry.key),
                 help,
             );
-        } else if !matches!(entry.value.kind, Kind::Table(_)) {
+        } else if !right {
             shape.check(
                 &entry.value,
                 shape.below(&[&entry.key]),

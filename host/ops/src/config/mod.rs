@@ -39,6 +39,10 @@ pub struct Config {
     pub traces: TracesConfig,
     /// How finished requests reach the monitors.
     pub monitoring: MonitoringConfig,
+    /// How plugins are pulled from registries.
+    pub registry: RegistryConfig,
+    /// Whose signatures are trusted, on which plugins from registries. Nobody's by default.
+    pub trust: Vec<TrustConfig>,
 }
 
 /// Where and how the API is served.
@@ -178,7 +182,8 @@ fn read_timeout() -> Time {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct StageConfig {
-    /// A first-party plugin by name. Either this or `path`.
+    /// A first-party plugin by name, or one in a registry: `registry.example/team/name:1.2.0`, by tag, by
+    /// `@sha256:…`, or both. Either this or `path`.
     pub plugin: Option<String>,
     /// A plugin's file. Either this or `plugin`.
     pub path: Option<PathBuf>,
@@ -193,6 +198,15 @@ pub struct StageConfig {
     pub isolation: IsolationConfig,
     /// Bounds of one call.
     pub limits: LimitsConfig,
+}
+
+impl StageConfig {
+    /// The plugin's place in a registry, if it comes from one.
+    #[must_use]
+    pub fn reference(&self) -> Option<&str> {
+        // No first-party plugin has a slash in its name.
+        self.plugin.as_deref().filter(|name| name.contains('/'))
+    }
 }
 
 /// What a failed call means: a trap, a time-out, an answer that cannot be used.
@@ -397,6 +411,43 @@ pub enum Texts {
     Off,
     /// What the model was given and what it answered, as the stages left them.
     On,
+}
+
+/// How plugins are pulled from registries.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Registries (`HOST` or `HOST:PORT`) that are spoken to without TLS. This machine's own always are.
+    pub insecure: Vec<String>,
+    /// A PEM file of further CA certificates, for registries of one's own.
+    pub ca: Option<PathBuf>,
+    /// How long one request may take.
+    pub timeout: Time,
+    /// The largest component that is read.
+    pub max_component: ByteSize,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            insecure: Vec::new(),
+            ca: None,
+            timeout: Time(Duration::from_secs(300)),
+            max_component: ByteSize(256 << 20),
+        }
+    }
+}
+
+/// A signer who is trusted for some plugins.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TrustConfig {
+    /// The signer's name, for messages and the lock.
+    pub name: String,
+    /// The signer's Ed25519 public key: its PEM text, or the name of its PEM file.
+    pub key: String,
+    /// The names of the plugins that the signer may sign; a `*` stands for any letters: `acme-*`.
+    pub plugins: Vec<String>,
 }
 
 /// How finished requests reach the monitors.

@@ -29,10 +29,16 @@ pub struct PluginFacts {
 
 /// Where a config check finds plugins.
 pub trait PluginCatalog {
+    /// Whether plugins from registries were looked for. Otherwise their stages are not held against
+    /// anything.
+    fn knows_registries(&self) -> bool {
+        true
+    }
+
     /// Names of the first-party plugins, for suggestions.
     fn names(&self) -> Vec<String>;
 
-    /// The facts about a first-party plugin.
+    /// The facts about a first-party plugin, or about one in a registry (its name has a slash).
     ///
     /// # Errors
     /// One sentence for the operator: the plugin is there and cannot be used. `None`: there is none.
@@ -132,6 +138,9 @@ fn find(
     catalog: &dyn PluginCatalog,
     problems: &mut Problems<'_>,
 ) -> Option<PluginFacts> {
+    if stage.reference().is_some() && !catalog.knows_registries() {
+        return None;
+    }
     let (key, found) = match (&stage.plugin, &stage.path) {
         (Some(plugin), None) => match catalog.by_name(plugin) {
             Some(found) => ("plugin", found),
@@ -141,7 +150,7 @@ fn find(
                     &document.span_of(&[Key("stages"), Key(name), Key("plugin")]),
                     format!("there is no first-party plugin `{plugin}`"),
                     format!(
-                        "{}; for a file of your own write path = \"…\"",
+                        "{}; for a file of your own write path = \"…\", for one in a registry its whole reference",
                         suggest(
                             plugin,
                             names.iter().map(String::as_str),
