@@ -46,11 +46,15 @@ pub fn resolve(
     reach: Reach,
 ) -> Result<Resolved> {
     let mut resolved = Resolved::default();
-    let mut references = config.stages.values().filter_map(|it| it.reference());
+    let references: Vec<&str> = config
+        .stages
+        .values()
+        .filter_map(|stage| stage.reference())
+        .collect();
     let folder = path.parent().unwrap_or(Path::new(""));
     // Also without references: a bad key is said at once, not when the first plugin comes.
     let depot = Depot::of(config, folder, &environment.data)?;
-    if reach != Reach::Locked && references.clone().next().is_none() {
+    if reach != Reach::Locked && references.is_empty() {
         return Ok(resolved);
     }
     let lock = Lock::read(&lock_path(path));
@@ -67,7 +71,7 @@ pub fn resolve(
         sandbox,
         reach,
     };
-    for text in references.by_ref() {
+    for text in references {
         if !resolved.plugins.contains_key(text) {
             let found = finder.find(text, &mut resolved.new);
             let found = found.map_err(|error| format!("{error:#}"));
