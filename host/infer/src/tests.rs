@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use crate::quant::TensorType;
 use crate::testing::{model, tiny_llama};
 use crate::{
-    ChatMessage, Engine, EngineOptions, Error, Event, Finish, FinishReason, GenerateRequest,
-    Generation, Model, ModelOptions, Precision, Priority, Prompt, Sampling, Token,
+    Caller, ChatMessage, Engine, EngineOptions, Error, Event, Finish, FinishReason,
+    GenerateRequest, Generation, Model, ModelOptions, Precision, Priority, Prompt, Sampling, Token,
 };
 
 fn tiny(context: u32) -> Arc<Model> {
@@ -375,7 +375,7 @@ fn a_score_is_the_likelihood_of_each_token_however_the_text_is_cut_into_steps() 
         },
     );
     let text = "a text to be scored, longer than one step has room for";
-    let scores = block_on(engine.score(text)).unwrap();
+    let scores = block_on(engine.score(text, 0, Caller::default())).unwrap();
     let ids = model.encode(text, false);
     let logits = model.logits(&ids, 64).unwrap();
     assert_eq!(scores.len(), ids.len());
@@ -392,7 +392,7 @@ fn a_score_is_the_likelihood_of_each_token_however_the_text_is_cut_into_steps() 
 fn embeddings_have_length_one_and_equal_texts_equal_vectors() {
     let engine = default_engine();
     let texts = ["one text", "another one", "one text"].map(String::from);
-    let vectors = block_on(engine.embed(&texts)).unwrap();
+    let vectors = block_on(engine.embed(&texts, Caller::default())).unwrap();
     assert_eq!(vectors[0], vectors[2]);
     assert_ne!(vectors[0], vectors[1]);
     for vector in &vectors {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use millgate_infer::{
-    ChatMessage, Engine, EngineOptions, Error, GenerateRequest, Model, ModelKind, ModelOptions,
-    Precision, Prompt,
+    Caller, ChatMessage, Engine, EngineOptions, Error, GenerateRequest, Model, ModelKind,
+    ModelOptions, Precision, Prompt,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -156,7 +156,7 @@ fn embeddings_agree(model: &Path, rows: &[Embedding], options: &ModelOptions, mo
         .map(|_| {
             let engine = engine.clone();
             let texts: Vec<String> = rows.iter().map(|row| row.text.clone()).collect();
-            runtime.spawn(async move { engine.embed(&texts).await })
+            runtime.spawn(async move { engine.embed(&texts, Caller::default()).await })
         })
         .collect();
     let mut all = Vec::new();
@@ -195,7 +195,7 @@ fn an_encoder_refuses_what_it_can_not_do() {
         .build()
         .unwrap();
     let long = ["a ".repeat(70)];
-    let outcome = runtime.block_on(engine.embed(&long));
+    let outcome = runtime.block_on(engine.embed(&long, Caller::default()));
     assert!(
         matches!(outcome, Err(Error::ContextExceeded { .. })),
         "{outcome:?}"
