@@ -4,6 +4,7 @@ mod audit;
 mod chat;
 mod check;
 mod doctor;
+mod explain;
 mod model;
 mod plugin;
 mod quickstart;
@@ -26,6 +27,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Traces(command) => traces::run(command),
         Command::Plugin(command) => plugin::run(command),
         Command::Model(command) => model::run(command),

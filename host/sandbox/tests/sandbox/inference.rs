@@ -20,15 +20,18 @@ use crate::common::sandbox;
 struct Echo {
     rest: MemoryServices,
     asked: AtomicU32,
+    tenants: std::sync::Mutex<Vec<String>>,
 }
 
 impl Services for Echo {
     fn complete(
         &self,
         _: &str,
+        tenant: &str,
         request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
+        self.tenants.lock().unwrap().push(tenant.to_owned());
         async move {
             if request.prompt == "never" {
                 std::future::pending::<()>().await;
@@ -47,11 +50,18 @@ impl Services for Echo {
         &self,
         _: &str,
         _: &str,
+        _: &str,
         texts: Vec<String>,
     ) -> BoxFuture<'_, Result<(Vec<Vec<f32>>, u32), StageError>> {
         std::future::ready(Ok((texts.iter().map(|_| vec![1.0]).collect(), 5))).boxed()
     }
-    fn score(&self, _: &str, _: &str, _: String) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {
+    fn score(
+        &self,
+        _: &str,
+        _: &str,
+        _: &str,
+        _: String,
+    ) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {
         std::future::ready(Ok(vec![-1.0; 4])).boxed()
     }
     fn log(&self, stage: &str, trace: &str, level: Level, message: &str) {
