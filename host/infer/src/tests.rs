@@ -1,6 +1,7 @@
 //! The crate as a whole, on a tiny model with random weights.
 
 mod adapters;
+mod explain;
 mod serving;
 
 use std::sync::Arc;
@@ -9,18 +10,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::quant::TensorType;
-use crate::testing::{model, tiny_llama};
+use crate::testing::{cpu, model, tiny_llama};
 use crate::{
     Caller, ChatMessage, Engine, EngineOptions, Error, Event, Finish, FinishReason,
     GenerateRequest, Generation, Model, ModelOptions, Precision, Priority, Prompt, Sampling, Token,
 };
 
 fn tiny(context: u32) -> Arc<Model> {
-    model(
-        &tiny_llama(TensorType::Q4_1, context),
-        &ModelOptions::default(),
-    )
-    .unwrap()
+    model(&tiny_llama(TensorType::Q4_1, context), &cpu()).unwrap()
 }
 
 fn engine(model: &Arc<Model>, options: EngineOptions) -> Engine {
@@ -489,7 +486,7 @@ fn every_tensor_type_gives_the_exact_paths_logits() {
             let options = ModelOptions {
                 precision,
                 plain_kernels,
-                ..ModelOptions::default()
+                ..cpu()
             };
             model(&bytes, &options)
                 .unwrap()
@@ -521,12 +518,7 @@ fn every_tensor_type_gives_the_exact_paths_logits() {
 
 #[test]
 fn a_model_whose_parts_do_not_fit_is_refused_by_name() {
-    let opens = |bytes: Vec<u8>| {
-        model(&bytes, &ModelOptions::default())
-            .err()
-            .unwrap()
-            .to_string()
-    };
+    let opens = |bytes: Vec<u8>| model(&bytes, &cpu()).err().unwrap().to_string();
     let find = |bytes: &[u8], text: &str| {
         bytes
             .windows(text.len())
@@ -569,7 +561,7 @@ proptest! {
         if cut < 1.0 {
             bytes.truncate((cut * bytes.len() as f64) as usize);
         }
-        if let Ok(model) = model(&bytes, &ModelOptions::default()) {
+        if let Ok(model) = model(&bytes, &cpu()) {
             let _ = model.logits(&[1, 2, 3], 2);
             let _ = model.encode_chat(&[ChatMessage::new("user", "hi")], true);
         }

@@ -358,6 +358,43 @@ mod tests {
         HostServices::new(store, metrics, alerts)
     }
 
+    #[tokio::test]
+    async fn a_stages_calls_are_its_tenants_and_wait_behind_clients() {
+        let (services, model) = (services(), crate::testing::Scripted::new([&["yes"]]));
+        services.set_models([("m".to_owned(), Backend::Local(model.clone()))].into());
+        let request = CompletionRequest {
+            model: "m".into(),
+            prompt: "is it?".into(),
+            chat: false,
+            max_tokens: 4,
+            temperature: 0.0,
+            stop: Vec::new(),
+        };
+        services.complete("judge", "ann", request).await.unwrap();
+        services
+            .embed("judge", "ann", "m", vec!["a".into()])
+            .await
+            .unwrap();
+        services
+            .score("judge", "bob", "m", "a b".into())
+            .await
+            .unwrap();
+        let asked = model.asked.lock()[0].caller();
+        let callers = model.callers.lock();
+        let said = [asked]
+            .into_iter()
+            .chain(callers.iter().cloned())
+            .map(|caller| {
+                assert_eq!(caller.cache_salt, cache_salt(&caller.tenant));
+                (caller.tenant.to_string(), caller.priority)
+            });
+        let low = |name: &str| (name.to_owned(), Priority::Low);
+        assert_eq!(
+            said.collect::<Vec<_>>(),
+            [low("ann"), low("ann"), low("bob")]
+        );
+    }
+
     #[test]
     fn a_stage_sees_its_own_space_only_and_cannot_outgrow_it() {
         let services = services();

@@ -33,7 +33,7 @@ pub(crate) struct Scripted {
     /// What to say to each request, in order.
     answers: Mutex<VecDeque<Vec<&'static str>>>,
     pub asked: Mutex<Vec<infer::GenerateRequest>>,
-    /// Who asked for embeddings.
+    /// Who asked for scores and embeddings.
     pub callers: Mutex<Vec<infer::Caller>>,
     /// Tokens that were taken.
     pub taken: Arc<AtomicUsize>,
@@ -114,8 +114,9 @@ impl LanguageModel for Scripted {
         &self,
         text: String,
         top: u8,
-        _caller: infer::Caller,
+        caller: infer::Caller,
     ) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>> {
+        self.callers.lock().push(caller);
         let scores = text.split_inclusive(' ').enumerate().map(|(at, word)| {
             let alternative = infer::TopToken {
                 id: 0,

@@ -267,13 +267,13 @@ fn too_slow(name: &str) -> ApiError {
 impl UpstreamBody {
     /// A stream of events that comes in these pieces.
     #[cfg(test)]
-    pub(crate) fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+    pub(crate) fn pieces(pieces: impl IntoIterator<Item = Bytes>, deadline: Instant) -> Self {
         Self {
             body: Wire::Pieces(pieces.into_iter().collect()),
             events: true,
             name: "test".to_owned(),
             read_timeout: Duration::from_secs(5),
-            deadline: Instant::now() + Duration::from_secs(60),
+            deadline,
         }
     }
 

@@ -142,6 +142,20 @@ async fn a_stage_asks_a_model_and_many_wait_on_one_thread() {
 }
 
 #[tokio::test]
+async fn a_call_is_for_the_tenant_whose_request_it_serves() {
+    let (stage, echo) = asking(1_000_000);
+    let context = CallContext {
+        tenant: "ann".into(),
+        ..CallContext::default()
+    };
+    let mut inspection = stage.inspection(&context);
+    inspection.push_async(&["small:hello"]).await.unwrap();
+    inspection.finish_async().await.unwrap();
+    ask(&stage, "small:hello").await.unwrap();
+    assert_eq!(*echo.tenants.lock().unwrap(), ["ann", "default"]);
+}
+
+#[tokio::test]
 async fn a_model_outside_the_grant_is_denied() {
     let (stage, echo) = asking(1_000_000);
     match ask(&stage, "large:hello").await {
