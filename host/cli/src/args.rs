@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use millgate_infer::DeviceChoice;
+
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// An LLM operations platform in one binary: it serves models through pipelines of sandboxed
@@ -25,6 +27,8 @@ pub enum Command {
     Check(CheckArgs),
     /// A conversation in the terminal; shows what each stage did
     Chat(ChatArgs),
+    /// Says which words of a prompt an answer hangs on, and what else could have been said
+    Explain(ExplainArgs),
     /// The records of past requests
     #[command(subcommand)]
     Traces(TracesCommand),
@@ -177,6 +181,76 @@ pub struct ChatArgs {
     pub text: Vec<String>,
     #[command(flatten)]
     pub data: DataArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  millgate explain 'What is the capital of France?'
+  millgate explain --plain 'The capital of France is' --answer ' Paris'
+  millgate explain --unit token --token 3 'Name a colour.'
+  millgate explain --server http://127.0.0.1:8080 --trace ID
+
+Each part of the prompt is left out in turn, and the answer is scored again without it.")]
+pub struct ExplainArgs {
+    /// Ask a running server at this base URL; without it, the model runs in this process
+    #[arg(long, value_name = "URL", conflicts_with_all = ["config", "model_file"])]
+    pub server: Option<String>,
+    /// The operator's key for the server
+    #[arg(
+        long,
+        env = "MILLGATE_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    pub key: Option<String>,
+    /// The config file for a model in this process [default: quickstart's]
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The name of the model [default: the first that is served]
+    #[arg(long, short, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Use this GGUF file for the config's model
+    #[arg(long, value_name = "FILE")]
+    pub model_file: Option<PathBuf>,
+    /// Explain the answer of this past request of the server; its texts must have been kept
+    #[arg(long, value_name = "ID", requires = "server", conflicts_with_all = ["text", "system", "answer", "plain", "model", "max_tokens"])]
+    pub trace: Option<String>,
+    /// The system message
+    #[arg(long, value_name = "TEXT", conflicts_with = "plain")]
+    pub system: Option<String>,
+    /// Continue the text as it is, and not as a message of a conversation
+    #[arg(long)]
+    pub plain: bool,
+    /// Explain this answer [default: what the model says, always the likeliest token]
+    #[arg(long, value_name = "TEXT")]
+    pub answer: Option<String>,
+    /// The most tokens of an answer that the model gives, up to 64
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub max_tokens: Option<u32>,
+    /// Explain this token of the answer, counted from 0; may be given several times [default: all]
+    #[arg(long, value_name = "N")]
+    pub token: Vec<usize>,
+    /// What of the prompt is left out at a time
+    #[arg(long, value_enum, default_value_t = UnitName::Word)]
+    pub unit: UnitName,
+    /// How many alternatives are shown for each token, up to 20
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=20))]
+    pub top: u8,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The prompt
+    #[arg(value_name = "TEXT", required_unless_present = "trace")]
+    pub text: Vec<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum UnitName {
+    Token,
+    Word,
+    Sentence,
 }
 
 #[derive(Debug, Subcommand)]
@@ -554,6 +628,9 @@ pub struct BenchModelArgs {
     /// Threads that compute; 0 takes one for each physical core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,
+    /// The device: cpu, cuda:0, or auto (the first GPU that can be used); the limits are always the processor's
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceChoice,
     /// One short run for each figure, in place of the median of five
     #[arg(long)]
     pub quick: bool,

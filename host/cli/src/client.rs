@@ -76,15 +76,21 @@ impl Client {
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let mut response = request.call().map_err(|error| self.failure(error))?;
-        let status = response.status().as_u16();
-        let trace = trace_of(&response);
-        let body = response.body_mut().with_config().limit(64 << 20);
-        let text = body.read_to_string().map_err(anyhow::Error::from)?;
-        if status >= 400 {
-            return Err(refusal(status, &text, trace));
+        let response = request.call().map_err(|error| self.failure(error))?;
+        json_of(response)
+    }
+
+    /// `POST`s JSON and gets JSON.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        let mut request = self
+            .agent
+            .post(format!("{}{path}", self.base))
+            .header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
         }
-        Ok(serde_json::from_str(&text).context("the server did not answer with JSON")?)
+        let sent = request.send(body.to_string());
+        json_of(sent.map_err(|error| self.failure(error))?)
     }
 
     /// Posts a chat request with `"stream": true` and hands over each piece of text as it comes.
@@ -146,6 +152,18 @@ impl Client {
             other => ClientError::Other(anyhow!("{}: {other}", self.base)),
         }
     }
+}
+
+/// The JSON of an answer, or the error that it is.
+fn json_of(mut response: ureq::http::Response<ureq::Body>) -> Result<Value, ClientError> {
+    let status = response.status().as_u16();
+    let trace = trace_of(&response);
+    let body = response.body_mut().with_config().limit(64 << 20);
+    let text = body.read_to_string().map_err(anyhow::Error::from)?;
+    if status >= 400 {
+        return Err(refusal(status, &text, trace));
+    }
+    Ok(serde_json::from_str(&text).context("the server did not answer with JSON")?)
 }
 
 /// The id in the `x-millgate-trace` header.

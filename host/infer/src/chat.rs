@@ -8,6 +8,7 @@
 //! untouched.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::Kwargs;
@@ -132,37 +133,9 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<u32>> {
-        let used = |mark: &char| {
-            let in_text = |text: &str| text.contains(*mark);
-            messages.iter().any(|m| {
-                let calls = &m.tool_calls;
-                let in_call = |call: &ToolCall| in_text(&call.name) || in_text(&call.arguments);
-                in_text(&m.content) || in_text(&m.role) || calls.iter().any(in_call)
-            }) || tools.is_some_and(|tools| {
-                let mut found = false;
-                tools.iter().for_each(|tool| {
-                    let mut described = tool.described();
-                    each_text(&mut described, &mut |text| found |= in_text(text));
-                });
-                found
-            })
-        };
-        let mark = MARKS.into_iter().find(|mark| !used(mark));
-        let mark =
-            mark.ok_or_else(|| Error::Invalid("the messages use every private character".into()))?;
-        let safe = |text: &str| mark_controls(text, mark, tokenizer);
-        let marked = messages.iter().map(|m| ChatMessage {
-            role: safe(&m.role),
-            content: safe(&m.content),
-            tool_calls: m.tool_calls.iter().map(|call| call.mapped(&safe)).collect(),
-        });
-        let tools: Option<Vec<Tool>> =
-            tools.map(|tools| tools.iter().map(|tool| tool.mapped(&safe)).collect());
-        let text = self.render_with(
-            &marked.collect::<Vec<_>>(),
-            tools.as_deref(),
-            add_generation_prompt,
-        )?;
+        let mark = free_marks(messages, tools).next();
+        let mark = mark.ok_or_else(no_mark)?;
+        let text = self.marked(messages, tools, add_generation_prompt, tokenizer, mark)?;
         let mut out = Vec::new();
         let clean = |part| {
             if str::contains(part, mark) {
@@ -174,6 +147,106 @@ impl ChatTemplate {
         tokenizer.encode_parts(&text, true, clean, &mut out);
         Ok(out)
     }
+
+    /// A conversation with an opened turn as text, and where the messages' contents stand in it, each with its
+    /// message's place. A content that the template leaves out stands nowhere.
+    pub(crate) fn spans(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Tool]>,
+        tokenizer: &Tokenizer,
+    ) -> Result<(String, Vec<(usize, Range<usize>)>)> {
+        let (tools, plain) = match tools {
+            Some(tools) if !self.knows_tools => (None, Some(tools::plain(messages, tools))),
+            Some([]) | None => (None, None),
+            tools => (tools, None),
+        };
+        let messages = plain.as_deref().unwrap_or(messages);
+        let mut marks = free_marks(messages, tools);
+        let control = marks.next().ok_or_else(no_mark)?;
+        let marks: Vec<char> = marks.take(messages.len()).collect();
+        if marks.len() < messages.len() {
+            return Err(no_mark());
+        }
+        // Inside the white space, which templates trim.
+        let marked = messages.iter().zip(&marks).map(|(message, mark)| {
+            let content = &message.content;
+            let text = content.trim();
+            let before = content.len() - content.trim_start().len();
+            let after = before + text.len();
+            let (head, tail) = (&content[..before], &content[after..]);
+            ChatMessage {
+                content: format!("{head}{mark}{text}{mark}{tail}"),
+                ..message.clone()
+            }
+        });
+        let marked: Vec<ChatMessage> = marked.collect();
+        let text = self.marked(&marked, tools, true, tokenizer, control)?;
+        let (mut out, mut spans) = (String::with_capacity(text.len()), Vec::new());
+        let mut open: Vec<Option<usize>> = vec![None; marks.len()];
+        for c in text.chars() {
+            match marks.binary_search(&c) {
+                Ok(message) => match open[message].take() {
+                    Some(start) => spans.push((message, start..out.len())),
+                    None => open[message] = Some(out.len()),
+                },
+                Err(_) if c == control => {}
+                Err(_) => out.push(c),
+            }
+        }
+        Ok((out, spans))
+    }
+
+    /// A conversation as text, with the mark inside whatever in its contents reads like a control token.
+    fn marked(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Tool]>,
+        add_generation_prompt: bool,
+        tokenizer: &Tokenizer,
+        mark: char,
+    ) -> Result<String> {
+        let safe = |text: &str| mark_controls(text, mark, tokenizer);
+        let marked = messages.iter().map(|m| ChatMessage {
+            role: safe(&m.role),
+            content: safe(&m.content),
+            tool_calls: m.tool_calls.iter().map(|call| call.mapped(&safe)).collect(),
+        });
+        let tools: Option<Vec<Tool>> =
+            tools.map(|tools| tools.iter().map(|tool| tool.mapped(&safe)).collect());
+        self.render_with(
+            &marked.collect::<Vec<_>>(),
+            tools.as_deref(),
+            add_generation_prompt,
+        )
+    }
+}
+
+/// The marks that no message and no tool holds.
+fn free_marks<'a>(
+    messages: &'a [ChatMessage],
+    tools: Option<&'a [Tool]>,
+) -> impl Iterator<Item = char> + use<'a> {
+    let used = move |mark: &char| {
+        let in_text = |text: &str| text.contains(*mark);
+        messages.iter().any(|m| {
+            let calls = &m.tool_calls;
+            let in_call = |call: &ToolCall| in_text(&call.name) || in_text(&call.arguments);
+            in_text(&m.content) || in_text(&m.role) || calls.iter().any(in_call)
+        }) || tools.is_some_and(|tools| {
+            let mut found = false;
+            tools.iter().for_each(|tool| {
+                let mut described = tool.described();
+                each_text(&mut described, &mut |text| found |= in_text(text));
+            });
+            found
+        })
+    };
+    MARKS.into_iter().filter(move |mark| !used(mark))
+}
+
+fn no_mark() -> Error {
+    Error::Invalid("the messages use every private character".into())
 }
 
 /// The filter `tojson` as Hugging Face has it: not escaped for HTML, a space after `:` and `,`.

@@ -18,7 +18,7 @@ use crate::sampling::Sampler;
 use crate::scheduler::{Scheduler, most_outputs};
 use crate::sequence::{Generating, Goal, Sequence, Terms, text_of};
 use crate::{
-    ChatMessage, Error, Event, GenerateRequest, Grammar, Model, ModelKind, Prompt, Result,
+    Caller, ChatMessage, Error, Event, GenerateRequest, Grammar, Model, ModelKind, Prompt, Result,
     TokenScore,
 };
 
@@ -243,15 +243,8 @@ impl Engine {
     /// [`Error::Invalid`], [`Error::Template`] or [`Error::Stopped`].
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
         let model = &self.handle.model;
-        self.check_decoder()?;
-        check(&request, model.vocabulary())?;
-        if let Some(adapter) = &request.adapter
-            && !model.has_adapter(adapter)
-        {
-            return Err(Error::Invalid(
-                "the adapter was loaded beside another model".into(),
-            ));
-        }
+        self.check_request(&request)?;
+        let caller = request.caller();
         let mut tokens = match request.prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) => self.text_tokens(&text)?,
@@ -284,17 +277,7 @@ impl Engine {
             rewinds: 0,
             first_token: None,
         }));
-        let terms = Terms {
-            priority: request.priority,
-            tenant: request.tenant,
-            namespace: Namespace {
-                salt: request.cache_salt,
-                adapter: u64::from(request.adapter.as_ref().map_or(0, |adapter| adapter.id())),
-            },
-            adapter: request.adapter,
-            deadline: request.deadline,
-        };
-        self.submit(goal, tokens, terms)?;
+        self.submit(goal, tokens, 0, Terms::new(caller, request.adapter))?;
         Ok(Generation {
             events: receiver,
             ended: false,
@@ -323,13 +306,9 @@ impl Engine {
         }
     }
 
-    /// How likely each token of a text is after those before it.
-    pub async fn score(&self, text: &str) -> Result<Vec<TokenScore>> {
-        self.score_with(text, 0).await
-    }
-
-    /// The same, with the `top` likeliest tokens at each place (at most 20).
-    pub async fn score_with(&self, text: &str, top: u8) -> Result<Vec<TokenScore>> {
+    /// How likely each token of a text is after those before it, with the `top` likeliest tokens at each place (at
+    /// most 20).
+    pub async fn score(&self, text: &str, top: u8, caller: Caller) -> Result<Vec<TokenScore>> {
         check_top(top)?;
         let model = &self.handle.model;
         self.check_decoder()?;
@@ -350,28 +329,57 @@ impl Engine {
         self.submit(
             Goal::Score {
                 scores: first.into_iter().collect(),
+                last: None,
                 top: usize::from(top),
                 reply,
             },
             tokens,
-            Terms::default(),
+            0,
+            Terms::new(caller, None),
         )?;
-        receiver.await.map_err(|_| Error::Stopped)?
+        answer(receiver).await
+    }
+
+    /// Begins to score the tokens from `from` on, which is not the first; what answers them is awaited with
+    /// [`answer`].
+    pub(crate) fn begin_score(
+        &self,
+        mut tokens: Vec<u32>,
+        from: usize,
+        top: usize,
+        terms: Terms,
+    ) -> Result<oneshot::Receiver<Result<Vec<TokenScore>>>> {
+        let last = tokens.pop();
+        self.room(&tokens)?;
+        let (reply, receiver) = oneshot::channel();
+        let goal = Goal::Score {
+            scores: Vec::new(),
+            last,
+            top,
+            reply,
+        };
+        self.submit(goal, tokens, from.saturating_sub(1), terms)?;
+        Ok(receiver)
     }
 
     /// One vector for each text: the mean of the last hidden states, of length 1.
-    pub async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>> {
+    pub async fn embed(&self, texts: &[String], caller: Caller) -> Result<Vec<Vec<f32>>> {
         let last = self.handle.model.tokenizer().last();
         let tokens = texts.iter().map(|text| {
             let mut tokens = self.text_tokens(text)?;
             tokens.extend(last);
             Ok(tokens)
         });
-        self.embed_tokens(tokens.collect::<Result<Vec<_>>>()?).await
+        let tokens = tokens.collect::<Result<Vec<_>>>()?;
+        self.embed_tokens(tokens, caller).await
     }
 
     /// The same for texts that are token ids already.
-    pub async fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>> {
+    pub async fn embed_tokens(
+        &self,
+        texts: Vec<Vec<u32>>,
+        caller: Caller,
+    ) -> Result<Vec<Vec<f32>>> {
         for tokens in &texts {
             check_ids(tokens, self.handle.model.vocabulary())?;
             self.room(tokens)?;
@@ -392,7 +400,8 @@ impl Engine {
                     reply,
                 },
                 tokens,
-                Terms::default(),
+                0,
+                Terms::new(caller.clone(), None),
             )?;
             waiting.push_back(receiver);
         }
@@ -445,6 +454,24 @@ impl Engine {
         }
     }
 
+    /// Checks what a request says, but for its prompt's text.
+    pub(crate) fn check_request(&self, request: &GenerateRequest) -> Result<()> {
+        let model = &self.handle.model;
+        self.check_decoder()?;
+        check(request, model.vocabulary())?;
+        match &request.adapter {
+            Some(adapter) if !model.has_adapter(adapter) => Err(Error::Invalid(
+                "the adapter was loaded beside another model".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Requests that are computed at once.
+    pub(crate) fn max_sequences(&self) -> usize {
+        self.handle.options.max_sequences
+    }
+
     fn check_decoder(&self) -> Result<()> {
         match self.handle.model.kind() {
             ModelKind::Decoder => Ok(()),
@@ -456,12 +483,12 @@ impl Engine {
     }
 
     /// Refuses a text that has too many tokens however it is cut, before it costs the time to cut it.
-    fn check_length(&self, bytes: usize) -> Result<()> {
+    pub(crate) fn check_length(&self, bytes: usize) -> Result<()> {
         let least = bytes / self.handle.model.tokenizer().longest().max(1);
         self.room_after(least).map(|_| ())
     }
 
-    fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
+    pub(crate) fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
         self.check_length(text.len())?;
         let mut tokens: Vec<u32> = self.handle.model.tokenizer().first().into_iter().collect();
         tokens.extend(self.handle.model.encode(text, false));
@@ -469,14 +496,15 @@ impl Engine {
     }
 
     /// Tokens that may follow these.
-    fn room(&self, tokens: &[u32]) -> Result<usize> {
+    pub(crate) fn room(&self, tokens: &[u32]) -> Result<usize> {
         match tokens.len() {
             0 => Err(Error::Invalid("the prompt is empty".into())),
             count => self.room_after(count),
         }
     }
 
-    fn submit(&self, goal: Goal, tokens: Vec<u32>, mut terms: Terms) -> Result<()> {
+    /// Queues work. The results for the first `used` tokens are not wanted.
+    fn submit(&self, goal: Goal, tokens: Vec<u32>, used: usize, mut terms: Terms) -> Result<()> {
         let Handle {
             shared, options, ..
         } = &*self.handle;
@@ -515,7 +543,7 @@ impl Engine {
             tokens,
             prompt,
             computed: 0,
-            used: 0,
+            used,
             table: Vec::new(),
             shared: 0,
             cached: 0,
@@ -530,7 +558,7 @@ impl Engine {
 }
 
 /// Bytes of a message that become tokens.
-fn length(message: &ChatMessage) -> usize {
+pub(crate) fn length(message: &ChatMessage) -> usize {
     let calls = message.tool_calls.iter();
     message.content.len()
         + message.role.len()
@@ -538,7 +566,7 @@ fn length(message: &ChatMessage) -> usize {
 }
 
 /// What the engine replied, or that it is gone.
-async fn answer<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
+pub(crate) async fn answer<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
     receiver.await.map_err(|_| Error::Stopped)?
 }
 
@@ -564,7 +592,7 @@ fn check(request: &GenerateRequest, vocabulary: usize) -> Result<()> {
     }
 }
 
-fn check_top(top: u8) -> Result<()> {
+pub(crate) fn check_top(top: u8) -> Result<()> {
     if top > MOST_LOGPROBS {
         return Err(Error::Invalid(format!(
             "logprobs must be at most {MOST_LOGPROBS}"

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::grammar::{Grammars, Matching};
 use crate::quant::TensorType;
 use crate::sampling::Sampler;
-use crate::testing::{model, open, tiny_llama};
+use crate::testing::{cpu, model, open, tiny_llama};
 use crate::tokenizer::Tokenizer;
 use crate::{
     CALL_BEGINS, CALL_ENDS, Engine, EngineOptions, Error, Event, FinishReason, GenerateRequest,
-    Grammar, ModelOptions, Prompt, Sampling, Tool,
+    Grammar, Prompt, Sampling, Tool,
 };
 
 /// All bytes and two control tokens.
@@ -322,7 +322,7 @@ fn what_no_answer_can_satisfy_and_what_is_too_large_is_refused() {
 }
 
 fn engine() -> Engine {
-    let model = model(&tiny_llama(TensorType::Q4_1, 512), &ModelOptions::default()).unwrap();
+    let model = model(&tiny_llama(TensorType::Q4_1, 512), &cpu()).unwrap();
     let options = EngineOptions {
         threads: 1,
         ..EngineOptions::default()

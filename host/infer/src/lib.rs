@@ -11,7 +11,8 @@
 //! -> `network` (what runs a step) -> `keys` and `config` (a decoder's numbers), `weights` (its tensors) and `decoder`
 //! (its graph), or `encoder` (BERT's) -> `ops` (the operations that the graphs need) -> `cpu` (those operations on a
 //! processor; `quant` knows the tensor types) or `cuda` (on a GPU; `device` chooses) -> `grammar` (which tokens may come)
-//! and `sampling` (logits to a token) -> `output` (tokens to text that may leave).
+//! and `sampling` (logits to a token) -> `output` (tokens to text that may leave). `explain` asks the engine what parts
+//! of a prompt (`units`) an answer hangs on.
 
 mod adapter;
 pub mod bench;
@@ -24,6 +25,7 @@ mod device;
 mod encoder;
 mod engine;
 mod error;
+mod explain;
 mod fairness;
 mod folder;
 #[cfg(fuzzing)]
@@ -56,15 +58,18 @@ mod testing;
 mod tests;
 mod tokenizer;
 mod tools;
+mod units;
 mod weights;
 
 pub use device::{DeviceChoice, Gpu, GpuReport, gpus};
 pub use engine::{Engine, EngineOptions, Generation, Stats};
 pub use error::{Error, Result};
+pub use explain::{Attribution, ExplainRequest, ExplainedToken, Explanation};
 pub use grammar::Grammar;
 pub use model::{Adapter, Model, ModelInfo, ModelKind, ModelOptions, Precision};
 pub use request::{
-    ChatMessage, Event, Finish, FinishReason, GenerateRequest, Priority, Prompt, Sampling, Token,
-    TokenScore, TopToken, Usage,
+    Caller, ChatMessage, Event, Finish, FinishReason, GenerateRequest, Priority, Prompt, Sampling,
+    Token, TokenScore, TopToken, Usage,
 };
 pub use tools::{CALL_BEGINS, CALL_ENDS, Tool, ToolCall};
+pub use units::{PromptUnit, Unit};

@@ -1,6 +1,7 @@
 //! A model: its file's weights, tokenizer and chat template, ready to run.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +24,9 @@ use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Source;
 use crate::{ChatMessage, DeviceChoice, Error, Result};
+
+/// A text, and ranges of its bytes that are contents of messages, with the message's place.
+pub(crate) type Spanned = (String, Vec<(usize, Range<usize>)>);
 
 /// How the weights are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -310,6 +314,15 @@ impl Model {
     ) -> Result<Vec<u32>> {
         self.template()?
             .encode_tools(messages, tools, true, &self.tokenizer)
+    }
+
+    /// A conversation with an opened turn as text, and where the contents of its messages stand in it.
+    pub(crate) fn chat_spans(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[crate::Tool]>,
+    ) -> Result<Spanned> {
+        self.template()?.spans(messages, tools, &self.tokenizer)
     }
 
     /// The logits after each token of a sequence, `vocabulary()` for each: the model's answer to a given text

@@ -114,6 +114,20 @@ pub enum Priority {
     High,
 }
 
+/// Who asks for a score or an embedding, and how urgently: what a [`GenerateRequest`] says of itself in the fields of
+/// the same names.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// Its place in the queue.
+    pub priority: Priority,
+    /// Whose request it is.
+    pub tenant: Arc<str>,
+    /// Who may share what was computed for equal beginnings.
+    pub cache_salt: u64,
+    /// When the result is worth nothing any more.
+    pub deadline: Option<Instant>,
+}
+
 /// One text to generate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
@@ -170,6 +184,16 @@ impl GenerateRequest {
             tenant: Arc::default(),
             cache_salt: 0,
             deadline: None,
+        }
+    }
+
+    /// Who asks for it.
+    pub fn caller(&self) -> Caller {
+        Caller {
+            priority: self.priority,
+            tenant: Arc::clone(&self.tenant),
+            cache_salt: self.cache_salt,
+            deadline: self.deadline,
         }
     }
 }

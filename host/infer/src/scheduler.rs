@@ -398,11 +398,11 @@ impl Scheduler {
             }
             let sequence = &self.active[index];
             let mut count = (sequence.tokens.len() - sequence.computed).min(budget);
+            // Each row has an output but those before the first that is wanted.
+            let plain = sequence.used.saturating_sub(sequence.computed);
             if !sequence.generates() {
-                // Each row has an output.
-                count = count.min(1 + outputs);
+                count = count.min(plain + 1 + outputs);
             }
-            let sequence = &self.active[index];
             if encoder && count < sequence.tokens.len() - sequence.computed {
                 // A text is computed in one step: this one waits for a step with room for all of it.
                 continue;
@@ -411,7 +411,7 @@ impl Scheduler {
                 continue;
             }
             if !self.active[index].generates() {
-                outputs -= count - 1;
+                outputs -= count.saturating_sub(plain + 1);
             }
             budget -= count;
             self.begin(index, count);
@@ -453,6 +453,7 @@ impl Scheduler {
         self.active.iter().enumerate().any(|(at, other)| {
             at != index
                 && other.planned > 0
+                && other.terms.keeps
                 && other.computed < to
                 && other.computed + other.planned >= to
                 && other.shared == sequence.shared

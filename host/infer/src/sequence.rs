@@ -12,8 +12,8 @@ use crate::output::{Found, Output as Text};
 use crate::prefix::{Namespace, Pages};
 use crate::sampling::{Distribution, Pick, Sampler, best};
 use crate::{
-    Adapter, Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore, TopToken,
-    Usage,
+    Adapter, Caller, Error, Event, Finish, FinishReason, Priority, Result, Token, TokenScore,
+    TopToken, Usage,
 };
 
 /// Rewinds that one generation may use to keep a banned string out.
@@ -26,6 +26,8 @@ pub(crate) enum Goal {
     /// The likelihood of the tokens that are there.
     Score {
         scores: Vec<TokenScore>,
+        /// A last token whose likelihood is wanted, but not its keys: it is not among the sequence's tokens.
+        last: Option<u32>,
         /// Alternatives wanted with each token.
         top: usize,
         reply: Reply<Vec<TokenScore>>,
@@ -93,17 +95,23 @@ pub(crate) struct Terms {
     /// Keeps the adapter loaded as long as the request.
     pub(crate) adapter: Option<Arc<Adapter>>,
     pub(crate) deadline: Option<Instant>,
+    /// Whether the pages that it fills are kept for others: off for a text that nobody will ask for again.
+    pub(crate) keeps: bool,
 }
 
-impl Default for Terms {
-    /// Work for the host itself, which may wait.
-    fn default() -> Self {
+impl Terms {
+    /// Of a request for the model itself, or for an adapter.
+    pub(crate) fn new(caller: Caller, adapter: Option<Arc<Adapter>>) -> Self {
         Self {
-            priority: Priority::Low,
-            tenant: Arc::default(),
-            namespace: Namespace::default(),
-            adapter: None,
-            deadline: None,
+            priority: caller.priority,
+            tenant: caller.tenant,
+            namespace: Namespace {
+                salt: caller.cache_salt,
+                adapter: u64::from(adapter.as_ref().map_or(0, |adapter| adapter.id())),
+            },
+            adapter,
+            deadline: caller.deadline,
+            keeps: true,
         }
     }
 }
@@ -159,7 +167,7 @@ impl Sequence {
     /// Notes that a step computed the planned rows, and shares the pages that are full now.
     pub(crate) fn advance(&mut self, pages: &mut Pages) {
         self.computed += std::mem::take(&mut self.planned);
-        while (self.shared + 1) * PAGE_TOKENS <= self.computed {
+        while self.terms.keeps && (self.shared + 1) * PAGE_TOKENS <= self.computed {
             let namespace = self.terms.namespace;
             pages.share(namespace, &mut self.table, &self.tokens, self.shared);
             self.shared += 1;
@@ -219,9 +227,11 @@ impl Sequence {
         self.used = position + 1;
         match &mut self.goal {
             Goal::Generate(_) => self.next_token(logits, model),
-            Goal::Score { scores, top, .. } => {
+            Goal::Score {
+                scores, top, last, ..
+            } => {
                 let distribution = Distribution::of(logits)?;
-                if let Some(id) = self.tokens.get(position + 1) {
+                if let Some(id) = self.tokens.get(position + 1).or(last.as_ref()) {
                     let logprob = Some(distribution.logprob(logits[*id as usize]));
                     scores.push(TokenScore {
                         id: *id,

@@ -234,6 +234,14 @@ pub(crate) fn tiny_llama(kind: TensorType, context: u32) -> Vec<u8> {
     norm(file, "output_norm.weight").build()
 }
 
+/// What is said here is of the processor, also on a machine with a GPU.
+pub(crate) fn cpu() -> crate::ModelOptions {
+    crate::ModelOptions {
+        device: crate::DeviceChoice::Cpu,
+        ..crate::ModelOptions::default()
+    }
+}
+
 /// Opens a model of these bytes.
 #[cfg(test)]
 pub(crate) fn model(

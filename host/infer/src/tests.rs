@@ -1,6 +1,7 @@
 //! The crate as a whole, on a tiny model with random weights.
 
 mod adapters;
+mod explain;
 mod serving;
 
 use std::sync::Arc;
@@ -9,18 +10,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::quant::TensorType;
-use crate::testing::{model, tiny_llama};
+use crate::testing::{cpu, model, tiny_llama};
 use crate::{
-    ChatMessage, Engine, EngineOptions, Error, Event, Finish, FinishReason, GenerateRequest,
-    Generation, Model, ModelOptions, Precision, Priority, Prompt, Sampling, Token,
+    Caller, ChatMessage, Engine, EngineOptions, Error, Event, Finish, FinishReason,
+    GenerateRequest, Generation, Model, ModelOptions, Precision, Priority, Prompt, Sampling, Token,
 };
 
 fn tiny(context: u32) -> Arc<Model> {
-    model(
-        &tiny_llama(TensorType::Q4_1, context),
-        &ModelOptions::default(),
-    )
-    .unwrap()
+    model(&tiny_llama(TensorType::Q4_1, context), &cpu()).unwrap()
 }
 
 fn engine(model: &Arc<Model>, options: EngineOptions) -> Engine {
@@ -375,7 +372,7 @@ fn a_score_is_the_likelihood_of_each_token_however_the_text_is_cut_into_steps() 
         },
     );
     let text = "a text to be scored, longer than one step has room for";
-    let scores = block_on(engine.score(text)).unwrap();
+    let scores = block_on(engine.score(text, 0, Caller::default())).unwrap();
     let ids = model.encode(text, false);
     let logits = model.logits(&ids, 64).unwrap();
     assert_eq!(scores.len(), ids.len());
@@ -392,7 +389,7 @@ fn a_score_is_the_likelihood_of_each_token_however_the_text_is_cut_into_steps() 
 fn embeddings_have_length_one_and_equal_texts_equal_vectors() {
     let engine = default_engine();
     let texts = ["one text", "another one", "one text"].map(String::from);
-    let vectors = block_on(engine.embed(&texts)).unwrap();
+    let vectors = block_on(engine.embed(&texts, Caller::default())).unwrap();
     assert_eq!(vectors[0], vectors[2]);
     assert_ne!(vectors[0], vectors[1]);
     for vector in &vectors {
@@ -489,7 +486,7 @@ fn every_tensor_type_gives_the_exact_paths_logits() {
             let options = ModelOptions {
                 precision,
                 plain_kernels,
-                ..ModelOptions::default()
+                ..cpu()
             };
             model(&bytes, &options)
                 .unwrap()
@@ -521,12 +518,7 @@ fn every_tensor_type_gives_the_exact_paths_logits() {
 
 #[test]
 fn a_model_whose_parts_do_not_fit_is_refused_by_name() {
-    let opens = |bytes: Vec<u8>| {
-        model(&bytes, &ModelOptions::default())
-            .err()
-            .unwrap()
-            .to_string()
-    };
+    let opens = |bytes: Vec<u8>| model(&bytes, &cpu()).err().unwrap().to_string();
     let find = |bytes: &[u8], text: &str| {
         bytes
             .windows(text.len())
@@ -569,7 +561,7 @@ proptest! {
         if cut < 1.0 {
             bytes.truncate((cut * bytes.len() as f64) as usize);
         }
-        if let Ok(model) = model(&bytes, &ModelOptions::default()) {
+        if let Ok(model) = model(&bytes, &cpu()) {
             let _ = model.logits(&[1, 2, 3], 2);
             let _ = model.encode_chat(&[ChatMessage::new("user", "hi")], true);
         }

@@ -7,11 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use millgate_infer::{
-    ChatMessage, Engine, EngineOptions, Error, GenerateRequest, Model, ModelKind, ModelOptions,
-    Precision, Prompt,
+    Caller, ChatMessage, DeviceChoice, Engine, EngineOptions, Error, GenerateRequest, Model,
+    ModelKind, ModelOptions, Precision, Prompt,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
+
+/// What is said here is of the processor, also on a machine with a GPU.
+fn cpu() -> ModelOptions {
+    ModelOptions {
+        device: DeviceChoice::Cpu,
+        ..ModelOptions::default()
+    }
+}
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
@@ -45,7 +53,7 @@ fn decoders(options: &ModelOptions) -> impl Iterator<Item = (String, Arc<Model>,
 fn exact() -> ModelOptions {
     ModelOptions {
         precision: Precision::Exact,
-        ..ModelOptions::default()
+        ..cpu()
     }
 }
 
@@ -66,7 +74,7 @@ fn exact_logits_are_the_references_within_a_thousandth_also_beyond_the_window() 
 #[test]
 fn the_fast_path_has_the_references_top_tokens() {
     let best = |logits: &[f32]| (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
-    for (name, model, golden) in decoders(&ModelOptions::default()) {
+    for (name, model, golden) in decoders(&cpu()) {
         let mut checked = 0;
         for chunk in [1, 70] {
             for (logits, wanted) in model
@@ -109,7 +117,7 @@ fn a_folder_gives_its_tokenizer_and_its_chat_template() {
 
 #[test]
 fn a_folder_generates() {
-    let model = Model::open(&folder().join("models/gemma3"), &ModelOptions::default()).unwrap();
+    let model = Model::open(&folder().join("models/gemma3"), &cpu()).unwrap();
     let engine = Engine::start(model, EngineOptions::default()).unwrap();
     let request = GenerateRequest {
         max_tokens: Some(100),
@@ -156,7 +164,7 @@ fn embeddings_agree(model: &Path, rows: &[Embedding], options: &ModelOptions, mo
         .map(|_| {
             let engine = engine.clone();
             let texts: Vec<String> = rows.iter().map(|row| row.text.clone()).collect();
-            runtime.spawn(async move { engine.embed(&texts).await })
+            runtime.spawn(async move { engine.embed(&texts, Caller::default()).await })
         })
         .collect();
     let mut all = Vec::new();
@@ -180,7 +188,7 @@ fn an_encoders_embeddings_are_the_references() {
     let rows: Vec<Embedding> = golden(&path.join("golden.json.gz"));
     assert_eq!(rows.len(), 4);
     embeddings_agree(&path, &rows, &exact(), 1e-5);
-    embeddings_agree(&path, &rows, &ModelOptions::default(), 1e-3);
+    embeddings_agree(&path, &rows, &cpu(), 1e-3);
 }
 
 #[test]
@@ -195,7 +203,7 @@ fn an_encoder_refuses_what_it_can_not_do() {
         .build()
         .unwrap();
     let long = ["a ".repeat(70)];
-    let outcome = runtime.block_on(engine.embed(&long));
+    let outcome = runtime.block_on(engine.embed(&long, Caller::default()));
     assert!(
         matches!(outcome, Err(Error::ContextExceeded { .. })),
         "{outcome:?}"
@@ -208,7 +216,7 @@ fn the_published_minilm_gives_the_references_embeddings() {
     let path = std::env::var_os("MILLGATE_MINILM").unwrap();
     let rows: Vec<Embedding> = golden(&folder().join("minilm.json.gz"));
     embeddings_agree(Path::new(&path), &rows, &exact(), 1e-5);
-    embeddings_agree(Path::new(&path), &rows, &ModelOptions::default(), 1e-3);
+    embeddings_agree(Path::new(&path), &rows, &cpu(), 1e-3);
 }
 
 #[derive(Deserialize)]
@@ -226,7 +234,7 @@ fn the_published_gemma_has_the_references_ids_logits_and_top_tokens() {
     let path = PathBuf::from(std::env::var_os("MILLGATE_GEMMA").unwrap());
     let texts: Vec<Text> = golden(&folder().join("gemma.json.gz"));
     assert!(texts.len() == 3 && texts[2].ids.len() > 560);
-    for (options, most) in [(exact(), 2e-2), (ModelOptions::default(), 0.3)] {
+    for (options, most) in [(exact(), 2e-2), (cpu(), 0.3)] {
         let model = Model::open(&path, &options).unwrap();
         let (mut worst, mut sum, mut count, mut checked) = (0f32, 0.0, 0, 0);
         for text in &texts {
@@ -406,7 +414,7 @@ proptest! {
                 std::fs::write(copy.path().join(file), bytes).unwrap();
             }
         }
-        if let Ok(model) = Model::open(copy.path(), &ModelOptions::default()) {
+        if let Ok(model) = Model::open(copy.path(), &cpu()) {
             let _ = model.logits(&[1, 2, 3], 2);
         }
     }

@@ -131,7 +131,8 @@ impl LocalAnswer {
             return Ok(Some((text, None)));
         }
         let top = self.asked.generate.logprobs.unwrap_or(0);
-        let scores = self.model.score(text.clone(), top).await?;
+        let caller = self.asked.generate.caller();
+        let scores = self.model.score(text.clone(), top, caller).await?;
         if self.asked.only_echo {
             self.usage.prompt_tokens = u32::try_from(scores.len()).unwrap_or(u32::MAX);
         }

@@ -27,7 +27,13 @@ pub(crate) async fn local(
     model: Arc<dyn LanguageModel>,
     request: &Request,
 ) -> Result<Embeddings, ApiError> {
-    match embed(model, request).await {
+    let caller = infer::Caller {
+        tenant: request.tenant.clone(),
+        cache_salt: local::cache_salt(&request.tenant),
+        deadline: Some(flight.deadline),
+        ..infer::Caller::default()
+    };
+    match embed(model, request, caller).await {
         Ok(embeddings) => {
             flight.first_token();
             flight.set_usage(Usage {
@@ -43,7 +49,11 @@ pub(crate) async fn local(
     }
 }
 
-async fn embed(model: Arc<dyn LanguageModel>, request: &Request) -> Result<Embeddings, ApiError> {
+async fn embed(
+    model: Arc<dyn LanguageModel>,
+    request: &Request,
+    caller: infer::Caller,
+) -> Result<Embeddings, ApiError> {
     let base64 = match request.value::<String>("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -64,7 +74,7 @@ async fn embed(model: Arc<dyn LanguageModel>, request: &Request) -> Result<Embed
         let texts = token_texts(request)?;
         let tokens: usize = texts.iter().map(Vec::len).sum();
         (
-            model.embed_tokens(texts).await.map_err(failed)?,
+            model.embed_tokens(texts, caller).await.map_err(failed)?,
             tokens as u32,
         )
     } else {
@@ -85,7 +95,7 @@ async fn embed(model: Arc<dyn LanguageModel>, request: &Request) -> Result<Embed
                 Some("input"),
             ));
         }
-        model.embed(texts).await.map_err(failed)?
+        model.embed(texts, caller).await.map_err(failed)?
     };
     let size = vectors.first().map_or(0, Vec::len);
     if let Some(wanted) = dimensions.filter(|wanted| *wanted != size) {

@@ -160,7 +160,14 @@ impl ApiError {
         Self::new(504, "upstream_error", "upstream_timeout", message)
     }
 
-    /// 504: a model of ours took longer than the request allows.
+    /// 504: the request took longer than the config allows.
+    pub fn late() -> Self {
+        Self::timeout(
+            "the request took too long; `server.request-timeout` in the config is how long one may take",
+        )
+    }
+
+    /// 504: the request took longer than it may.
     pub fn timeout(message: impl Into<String>) -> Self {
         Self::new(504, "server_error", "deadline_exceeded", message)
     }

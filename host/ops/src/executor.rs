@@ -97,10 +97,14 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
     let backend = arm.map(|arm| arm.backend.clone());
     let adapter = arm.and_then(|arm| arm.adapter.clone());
     let backend = match backend {
-        Some(backend) => match backend.ready().await {
-            Ok(ready) => Some(ready),
-            Err(error) => return Err(flight.fail(Finish::Error, error).await),
-        },
+        Some(backend) => {
+            // A model that is loaded by use may take its time, too.
+            let ready = tokio::time::timeout_at(flight.deadline.into(), backend.ready()).await;
+            match ready.unwrap_or_else(|_| Err(ApiError::late())) {
+                Ok(ready) => Some(ready),
+                Err(error) => return Err(flight.fail(Finish::Error, error).await),
+            }
+        }
         None => None,
     };
     let body = match backend {
@@ -111,6 +115,7 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
             let stream = request.stream;
             let asked = match LocalRequest::read(&request, &model.sampling()) {
                 Ok(mut asked) => {
+                    asked.generate.deadline = Some(flight.deadline);
                     asked.generate.adapter = adapter.and_then(|name| model.adapter(&name));
                     asked
                 }
@@ -135,7 +140,7 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
             let body = request.upstream_body(upstream.model.as_deref());
             let stream = request.stream && endpoint != Endpoint::Embeddings;
             drop(request);
-            match upstream.send(endpoint, body).await {
+            match upstream.send(endpoint, body, flight.deadline).await {
                 Err(error) => return Err(flight.fail(Finish::Error, error).await),
                 Ok(answer) if stream && answer.events => {
                     let source = Source::Upstream(Box::new(UpstreamAnswer::new(flight, answer)));

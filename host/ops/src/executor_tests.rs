@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use millgate_infer as infer;
 use proptest::prelude::*;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -570,13 +571,66 @@ fn assembled(events: &[Event]) -> BTreeMap<String, String> {
     texts
 }
 
+#[test]
+fn a_request_to_a_local_model_has_the_configs_deadline_and_a_late_one_is_told_so() {
+    block_on(async {
+        let model = Scripted::new([&["hi"]]);
+        let core = core(Vec::new(), Vec::new(), local(&model));
+        let began = std::time::Instant::now();
+        complete(&core, HELLO).await.unwrap();
+        let deadline = model.asked.lock()[0].deadline.unwrap() - began;
+        let timeout = std::time::Duration::from_secs(600);
+        assert!((timeout..timeout * 2).contains(&deadline), "{deadline:?}");
+        let late = infer::Error::DeadlineExceeded { generated: Some(3) };
+        let error = crate::local::api_error(&late);
+        assert_eq!(
+            (error.status, error.code.as_str()),
+            (504, "deadline_exceeded")
+        );
+        assert!(error.message.contains("server.request-timeout"), "{error}");
+    });
+}
+
+#[test]
+fn an_upstream_that_goes_on_for_ever_ends_at_the_deadline() {
+    block_on(async {
+        let mut config = crate::testing::config("");
+        config.server.request_timeout = crate::config::Time(std::time::Duration::ZERO);
+        let nobody = Backend::Local(Scripted::new([]));
+        let core = core_with(config, Vec::new(), Vec::new(), nobody);
+        // Each piece is there as soon as it is asked for: no wait times out.
+        let pieces = (0..1000).map(|_| Bytes::from(delta(0, "on and ")));
+        let events = through_until(&core, pieces.collect(), std::time::Instant::now()).await;
+        let error = events.iter().find_map(|event| match event {
+            Event::Error(error) => Some(error.clone()),
+            _ => None,
+        });
+        let error = error.unwrap();
+        assert_eq!(
+            (error.status, error.code.as_str()),
+            (504, "deadline_exceeded")
+        );
+        assert!(matches!(events.last(), Some(Event::Done)));
+        assert_eq!(last_trace(&core).finish, Finish::Error);
+    });
+}
+
 /// What leaves of an upstream's stream that is cut in these pieces.
 async fn through(core: &Arc<Core>, pieces: Vec<Bytes>) -> Vec<Event> {
+    let patience = std::time::Duration::from_secs(60);
+    through_until(core, pieces, std::time::Instant::now() + patience).await
+}
+
+async fn through_until(
+    core: &Arc<Core>,
+    pieces: Vec<Bytes>,
+    deadline: std::time::Instant,
+) -> Vec<Event> {
     let request = Request::parse(chat(STREAM)).unwrap();
     let generation = core.generation.load_full();
     let pipeline = generation.pipeline_for("m").unwrap().clone();
     let flight = Flight::new(core.clone(), generation, pipeline, &request);
-    let answer = UpstreamAnswer::new(flight, UpstreamBody::pieces(pieces));
+    let answer = UpstreamAnswer::new(flight, UpstreamBody::pieces(pieces, deadline));
     all(Box::new(ResponseStream::new(Source::Upstream(Box::new(
         answer,
     )))))

@@ -33,6 +33,8 @@ pub(crate) struct Flight {
     /// The arm that answers, once it is picked.
     arm: Option<usize>,
     started: Instant,
+    /// When the answer has to be complete.
+    pub deadline: Instant,
     ended: bool,
     capture: Option<Box<Capture>>,
 }
@@ -113,6 +115,8 @@ impl Flight {
             no_scores: None,
             texts: None,
         };
+        let started = Instant::now();
+        let deadline = started + generation.config.server.request_timeout.0;
         let mut flight = Self {
             core,
             generation,
@@ -120,7 +124,8 @@ impl Flight {
             trace,
             context,
             arm: None,
-            started: Instant::now(),
+            started,
+            deadline,
             ended: false,
             capture: None,
         };

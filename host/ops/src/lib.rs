@@ -18,6 +18,7 @@ mod error;
 mod executor;
 #[cfg(test)]
 mod executor_tests;
+mod explain;
 mod flight;
 mod id;
 mod leaves;

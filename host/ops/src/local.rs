@@ -13,8 +13,8 @@ use futures::{
     stream::{self, BoxStream},
 };
 use millgate_infer::{
-    self as infer, ChatMessage, Engine, EngineOptions, Error as InferError, GenerateRequest, Model,
-    ModelOptions, Prompt, Sampling, TokenScore, ToolCall,
+    self as infer, Caller, ChatMessage, Engine, EngineOptions, Error as InferError,
+    GenerateRequest, Model, ModelOptions, Prompt, Sampling, TokenScore, ToolCall,
 };
 use serde::Deserialize;
 
@@ -89,19 +89,39 @@ impl LanguageModel for LocalModel {
         Ok(events.boxed())
     }
 
-    fn score(&self, text: String, top: u8) -> BoxFuture<'_, infer::Result<Vec<TokenScore>>> {
-        async move { self.engine.score_with(&text, top).await }.boxed()
+    fn score(
+        &self,
+        text: String,
+        top: u8,
+        caller: Caller,
+    ) -> BoxFuture<'_, infer::Result<Vec<TokenScore>>> {
+        async move { self.engine.score(&text, top, caller).await }.boxed()
     }
 
-    fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>> {
-        async move { self.engine.embed_tokens(texts).await }.boxed()
+    fn explain(
+        &self,
+        asked: infer::ExplainRequest,
+    ) -> BoxFuture<'_, infer::Result<infer::Explanation>> {
+        async move { self.engine.explain(asked).await }.boxed()
+    }
+
+    fn embed_tokens(
+        &self,
+        texts: Vec<Vec<u32>>,
+        caller: Caller,
+    ) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>> {
+        async move { self.engine.embed_tokens(texts, caller).await }.boxed()
     }
 
     fn sampling(&self) -> SamplingConfig {
         self.sampling.clone()
     }
 
-    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>> {
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        caller: Caller,
+    ) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>> {
         async move {
             let model: &Arc<Model> = self.engine.model();
             let tokens: usize = texts
@@ -109,7 +129,7 @@ impl LanguageModel for LocalModel {
                 .map(|text| model.encode(text, false).len())
                 .sum();
             Ok((
-                self.engine.embed(&texts).await?,
+                self.engine.embed(&texts, caller).await?,
                 u32::try_from(tokens).unwrap_or(u32::MAX),
             ))
         }
@@ -422,7 +442,10 @@ pub(crate) fn api_error(error: &InferError) -> ApiError {
             retry_after: Some(retry_after.as_secs_f64().ceil() as u32),
             ..ApiError::busy(error.to_string())
         },
-        InferError::DeadlineExceeded { .. } => ApiError::timeout(error.to_string()),
+        InferError::DeadlineExceeded { .. } => ApiError::timeout(format!(
+            "{error}; `server.request-timeout` in the config is how long a request may take"
+        )),
+        InferError::Unsupported(_) => ApiError::invalid(error.to_string(), Some("model")),
         InferError::ContextExceeded { .. } | InferError::KvTooSmall { .. } => ApiError {
             code: "context_length_exceeded".to_owned(),
             ..ApiError::invalid(error.to_string(), Some("messages"))

@@ -21,13 +21,35 @@ pub trait LanguageModel: Send + Sync + 'static {
     ) -> infer::Result<BoxStream<'static, infer::Event>>;
 
     /// How likely each token of a text is, with the `top` likeliest tokens at its place.
-    fn score(&self, text: String, top: u8) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>>;
+    fn score(
+        &self,
+        text: String,
+        top: u8,
+        caller: infer::Caller,
+    ) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>>;
+
+    /// Which parts of a prompt an answer hangs on.
+    fn explain(
+        &self,
+        _asked: infer::ExplainRequest,
+    ) -> BoxFuture<'_, infer::Result<infer::Explanation>> {
+        let error = infer::Error::Unsupported("it cannot explain its answers".to_owned());
+        Box::pin(std::future::ready(Err(error)))
+    }
 
     /// One vector for each text, of length 1, and the tokens that were read.
-    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>>;
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        caller: infer::Caller,
+    ) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>>;
 
     /// One vector for each text that is token ids already, of length 1.
-    fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>>;
+    fn embed_tokens(
+        &self,
+        texts: Vec<Vec<u32>>,
+        caller: infer::Caller,
+    ) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>>;
 
     /// One of its adapters, by the name in the config.
     fn adapter(&self, _name: &str) -> Option<Arc<infer::Adapter>> {

@@ -4,6 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use millgate_sandbox::{Action, Recommendation, Sandbox, SandboxOptions};
 use millgate_store::{AuditLog, Blobs, SledOptions, SledStore, Store};
 use parking_lot::Mutex;
@@ -14,8 +15,8 @@ use crate::{
     config::Config,
     core::Core,
     error::{ApiError, Error, Result},
-    executor,
-    id::now_ms,
+    executor, explain,
+    id::{TraceId, now_ms},
     loader::{Loader, Parts},
     metrics::Metrics,
     monitor::{AlertBook, AlertState},
@@ -166,6 +167,28 @@ impl Platform {
     /// What the client gets, with the trace's id where there is one.
     pub async fn handle(&self, request: ApiRequest) -> Result<Response, ApiError> {
         executor::handle(&self.inner.core, request).await
+    }
+
+    /// Explains an answer of a local model: `body` is a chat or a completion request with `answer`, `targets`, `unit`
+    /// and `top` beside its own fields. No stage sees it, and it leaves no trace.
+    ///
+    /// # Errors
+    /// What the operator gets, in OpenAI's shape.
+    pub async fn explain(&self, body: Bytes) -> Result<serde_json::Value, ApiError> {
+        explain::prompt(&self.inner.core, body).await
+    }
+
+    /// Explains the answer of a past request whose texts were kept. `body` holds `targets`, `unit` and `top`, or
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`Platform::explain`]; and 404 where there is no such trace, 400 where it has no texts.
+    pub async fn explain_trace(
+        &self,
+        id: TraceId,
+        body: Bytes,
+    ) -> Result<serde_json::Value, ApiError> {
+        explain::trace(&self.inner.core, id, body).await
     }
 
     /// Takes a new config. Requests in flight finish on the one they began with; when anything of

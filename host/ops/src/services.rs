@@ -9,7 +9,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
-use millgate_infer::{self as infer, ChatMessage, GenerateRequest, Priority, Prompt};
+use millgate_infer::{self as infer, Caller, ChatMessage, GenerateRequest, Priority, Prompt};
 use millgate_sandbox::{
     Completion, CompletionRequest, ErrorKind, Level, Report, Services, StageError,
 };
@@ -123,6 +123,17 @@ fn actor_key(stage: &str) -> Vec<u8> {
     [b"actor/", stage.as_bytes()].concat()
 }
 
+/// A stage's call is work for the tenant whose request it serves, which waits behind that tenant's and all others'
+/// own requests.
+fn caller(tenant: &str) -> Caller {
+    Caller {
+        priority: Priority::Low,
+        tenant: tenant.into(),
+        cache_salt: cache_salt(tenant),
+        deadline: None,
+    }
+}
+
 fn broken(error: millgate_store::Error) -> StageError {
     tracing::error!(%error, "the store failed a stage");
     StageError::unavailable("store", "the host's store does not answer")
@@ -224,10 +235,11 @@ impl Services for HostServices {
 
     fn complete(
         &self,
-        stage: &str,
+        _stage: &str,
+        tenant: &str,
         request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>> {
-        let stage = format!("stage/{stage}");
+        let caller = caller(tenant);
         async move {
             let model = self.local(&request.model).await?;
             let prompt = match request.chat {
@@ -238,9 +250,9 @@ impl Services for HostServices {
             generate.max_tokens = Some(request.max_tokens.max(1));
             generate.sampling.temperature = request.temperature;
             generate.stop = request.stop;
-            generate.priority = Priority::Low;
-            generate.cache_salt = cache_salt(&stage);
-            generate.tenant = stage.into();
+            generate.priority = caller.priority;
+            generate.cache_salt = caller.cache_salt;
+            generate.tenant = caller.tenant;
             let mut events = model.generate(generate).map_err(failed)?;
             let mut completion = Completion {
                 text: String::new(),
@@ -276,25 +288,31 @@ impl Services for HostServices {
     fn embed(
         &self,
         _stage: &str,
+        tenant: &str,
         model: &str,
         texts: Vec<String>,
     ) -> BoxFuture<'_, Result<(Vec<Vec<f32>>, u32), StageError>> {
-        let model = model.to_owned();
-        async move { self.local(&model).await?.embed(texts).await.map_err(failed) }.boxed()
+        let (model, caller) = (model.to_owned(), caller(tenant));
+        async move {
+            let model = self.local(&model).await?;
+            model.embed(texts, caller).await.map_err(failed)
+        }
+        .boxed()
     }
 
     fn score(
         &self,
         _stage: &str,
+        tenant: &str,
         model: &str,
         text: String,
     ) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {
-        let model = model.to_owned();
+        let (model, caller) = (model.to_owned(), caller(tenant));
         async move {
             let scores = self
                 .local(&model)
                 .await?
-                .score(text, 0)
+                .score(text, 0, caller)
                 .await
                 .map_err(failed)?;
             Ok(scores
@@ -338,6 +356,43 @@ mod tests {
         let metrics = Metrics::new();
         let alerts = AlertBook::open(store.clone(), metrics.clone()).unwrap();
         HostServices::new(store, metrics, alerts)
+    }
+
+    #[tokio::test]
+    async fn a_stages_calls_are_its_tenants_and_wait_behind_clients() {
+        let (services, model) = (services(), crate::testing::Scripted::new([&["yes"]]));
+        services.set_models([("m".to_owned(), Backend::Local(model.clone()))].into());
+        let request = CompletionRequest {
+            model: "m".into(),
+            prompt: "is it?".into(),
+            chat: false,
+            max_tokens: 4,
+            temperature: 0.0,
+            stop: Vec::new(),
+        };
+        services.complete("judge", "ann", request).await.unwrap();
+        services
+            .embed("judge", "ann", "m", vec!["a".into()])
+            .await
+            .unwrap();
+        services
+            .score("judge", "bob", "m", "a b".into())
+            .await
+            .unwrap();
+        let asked = model.asked.lock()[0].caller();
+        let callers = model.callers.lock();
+        let said = [asked]
+            .into_iter()
+            .chain(callers.iter().cloned())
+            .map(|caller| {
+                assert_eq!(caller.cache_salt, cache_salt(&caller.tenant));
+                (caller.tenant.to_string(), caller.priority)
+            });
+        let low = |name: &str| (name.to_owned(), Priority::Low);
+        assert_eq!(
+            said.collect::<Vec<_>>(),
+            [low("ann"), low("ann"), low("bob")]
+        );
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Scripted {
     /// What to say to each request, in order.
     answers: Mutex<VecDeque<Vec<&'static str>>>,
     pub asked: Mutex<Vec<infer::GenerateRequest>>,
+    /// Who asked for scores and embeddings.
+    pub callers: Mutex<Vec<infer::Caller>>,
     /// Tokens that were taken.
     pub taken: Arc<AtomicUsize>,
 }
@@ -108,7 +110,13 @@ impl LanguageModel for Scripted {
     }
 
     /// Each word is a token.
-    fn score(&self, text: String, top: u8) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>> {
+    fn score(
+        &self,
+        text: String,
+        top: u8,
+        caller: infer::Caller,
+    ) -> BoxFuture<'_, infer::Result<Vec<infer::TokenScore>>> {
+        self.callers.lock().push(caller);
         let scores = text.split_inclusive(' ').enumerate().map(|(at, word)| {
             let alternative = infer::TopToken {
                 id: 0,
@@ -128,13 +136,22 @@ impl LanguageModel for Scripted {
     }
 
     /// A text's length is its vector.
-    fn embed(&self, texts: Vec<String>) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>> {
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        caller: infer::Caller,
+    ) -> BoxFuture<'_, infer::Result<(Vec<Vec<f32>>, u32)>> {
+        self.callers.lock().push(caller);
         let vectors = texts.iter().map(|text| vec![text.len() as f32, 0.5]);
         let answer = (vectors.collect(), texts.len() as u32);
         async move { Ok(answer) }.boxed()
     }
 
-    fn embed_tokens(&self, texts: Vec<Vec<u32>>) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>> {
+    fn embed_tokens(
+        &self,
+        texts: Vec<Vec<u32>>,
+        _caller: infer::Caller,
+    ) -> BoxFuture<'_, infer::Result<Vec<Vec<f32>>>> {
         let vectors = texts.iter().map(|text| vec![text.len() as f32, 0.5]);
         let vectors = vectors.collect();
         async move { Ok(vectors) }.boxed()

@@ -1,7 +1,8 @@
 //! An endpoint that speaks the OpenAI API, over HTTP/1.1 with kept connections and `TCP_NODELAY`.
 //! The key comes from the environment, goes into one header, and is never logged.
 
-use std::time::Duration;
+use std::future::Future;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, Uri, header};
@@ -40,6 +41,8 @@ pub(crate) struct UpstreamBody {
     pub events: bool,
     name: String,
     read_timeout: Duration,
+    /// When the request that it answers is over.
+    deadline: Instant,
 }
 
 /// Where the bytes of an answer come from.
@@ -117,6 +120,7 @@ impl Upstream {
         &self,
         endpoint: Endpoint,
         body: Bytes,
+        deadline: Instant,
     ) -> Result<UpstreamBody, ApiError> {
         let uri = match endpoint {
             Endpoint::Chat | Endpoint::Responses => &self.chat,
@@ -131,18 +135,16 @@ impl Upstream {
         let request = request
             .body(Full::new(body))
             .map_err(|error| ApiError::internal(error.to_string()))?;
-        let response = match tokio::time::timeout(self.read_timeout, self.client.request(request))
-            .await
-        {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => {
+        let sent = self.client.request(request);
+        let response = match timely(&self.name, self.read_timeout, deadline, sent).await? {
+            Ok(response) => response,
+            Err(error) => {
                 tracing::warn!(model = %self.name, error = %chain(&error), "the upstream cannot be reached");
                 return Err(ApiError::upstream(format!(
                     "the upstream of the model `{}` cannot be reached",
                     self.name
                 )));
             }
-            Err(_) => return Err(self.too_slow()),
         };
         let status = response.status();
         let events = response
@@ -159,18 +161,18 @@ impl Upstream {
             events,
             name: self.name.clone(),
             read_timeout: self.read_timeout,
+            deadline,
         };
         if status.is_success() {
             return Ok(body);
         }
-        let text = body.whole().await.unwrap_or_default();
+        let text = match body.whole().await {
+            Err(error) if error.code == "deadline_exceeded" => return Err(error),
+            text => text.unwrap_or_default(),
+        };
         let mut error = self.refusal(status, &text);
         error.retry_after = retry_after.or(error.retry_after);
         Err(error)
-    }
-
-    fn too_slow(&self) -> ApiError {
-        too_slow(&self.name)
     }
 
     /// What a client is told of an upstream's error. What is about its request is passed on; what
@@ -237,6 +239,25 @@ impl Upstream {
     }
 }
 
+/// Waits for an upstream as long as its config allows, and never beyond the request's deadline.
+async fn timely<T>(
+    name: &str,
+    read_timeout: Duration,
+    deadline: Instant,
+    awaited: impl Future<Output = T>,
+) -> Result<T, ApiError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        // An upstream that always has something ready is late all the same.
+        return Err(ApiError::late());
+    }
+    let outcome = tokio::time::timeout(read_timeout.min(left), awaited).await;
+    outcome.map_err(|_| match left < read_timeout {
+        true => ApiError::late(),
+        false => too_slow(name),
+    })
+}
+
 fn too_slow(name: &str) -> ApiError {
     ApiError::upstream_timeout(format!(
         "the upstream of the model `{name}` took too long; `read-timeout` in its config is how long it may take"
@@ -246,26 +267,27 @@ fn too_slow(name: &str) -> ApiError {
 impl UpstreamBody {
     /// A stream of events that comes in these pieces.
     #[cfg(test)]
-    pub(crate) fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+    pub(crate) fn pieces(pieces: impl IntoIterator<Item = Bytes>, deadline: Instant) -> Self {
         Self {
             body: Wire::Pieces(pieces.into_iter().collect()),
             events: true,
             name: "test".to_owned(),
             read_timeout: Duration::from_secs(5),
+            deadline,
         }
     }
 
     /// The next piece, as it came from the wire.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
-            return match tokio::time::timeout(self.read_timeout, self.body.frame()).await {
-                Err(_) => Err(too_slow(&self.name)),
-                Ok(None) => Ok(None),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
+            let frame = self.body.frame();
+            return match timely(&self.name, self.read_timeout, self.deadline, frame).await? {
+                None => Ok(None),
+                Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => Ok(Some(data)),
                     Err(_) => continue, // trailers
                 },
-                Ok(Some(Err(error))) => {
+                Some(Err(error)) => {
                     tracing::warn!(model = %self.name, error = %chain(&error), "the upstream broke off");
                     Err(ApiError::upstream(format!(
                         "the upstream of the model `{}` broke off its answer",

@@ -205,6 +205,7 @@ impl Services for MemoryServices {
     fn complete(
         &self,
         _stage: &str,
+        _tenant: &str,
         _request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>> {
         no_model()
@@ -213,6 +214,7 @@ impl Services for MemoryServices {
     fn embed(
         &self,
         _stage: &str,
+        _tenant: &str,
         _model: &str,
         _texts: Vec<String>,
     ) -> BoxFuture<'_, Result<(Vec<Vec<f32>>, u32), StageError>> {
@@ -222,6 +224,7 @@ impl Services for MemoryServices {
     fn score(
         &self,
         _stage: &str,
+        _tenant: &str,
         _model: &str,
         _text: String,
     ) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {

@@ -53,10 +53,12 @@ pub trait Services: Send + Sync + 'static {
     /// The keys that begin with `prefix`, in byte order, at most `limit`.
     fn state_keys(&self, stage: &str, prefix: &str, limit: u32) -> Result<Vec<String>, StageError>;
 
-    /// Completes a prompt. The sandbox has checked the model against the grant and the budget.
+    /// Completes a prompt for a tenant: the one whose request the stage was called for. The sandbox has checked the
+    /// model against the grant and the budget.
     fn complete(
         &self,
         stage: &str,
+        tenant: &str,
         request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>>;
 
@@ -64,6 +66,7 @@ pub trait Services: Send + Sync + 'static {
     fn embed(
         &self,
         stage: &str,
+        tenant: &str,
         model: &str,
         texts: Vec<String>,
     ) -> BoxFuture<'_, Result<Embedded, StageError>>;
@@ -72,6 +75,7 @@ pub trait Services: Send + Sync + 'static {
     fn score(
         &self,
         stage: &str,
+        tenant: &str,
         model: &str,
         text: String,
     ) -> BoxFuture<'_, Result<Vec<f64>, StageError>>;

@@ -13,18 +13,20 @@ pub(crate) enum Route {
     Responses,
     Models,
     Traces,
+    Explain,
     Metrics,
     Health,
     Other,
 }
 
-const ROUTES: [(Route, &str); 9] = [
+const ROUTES: [(Route, &str); 10] = [
     (Route::Chat, "chat"),
     (Route::Completions, "completions"),
     (Route::Embeddings, "embeddings"),
     (Route::Responses, "responses"),
     (Route::Models, "models"),
     (Route::Traces, "traces"),
+    (Route::Explain, "explain"),
     (Route::Metrics, "metrics"),
     (Route::Health, "health"),
     (Route::Other, "other"),

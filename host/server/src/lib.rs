@@ -12,6 +12,7 @@ mod answer;
 mod body;
 mod counters;
 mod embeddings;
+mod explain;
 mod health;
 mod logprobs;
 mod read;

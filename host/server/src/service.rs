@@ -17,7 +17,7 @@ use millgate_ops::{ApiError, ApiRequest, Endpoint, Platform, TraceId};
 use crate::answer;
 use crate::body::AnswerBody;
 use crate::counters::{Counters, Route};
-use crate::{health, read, traces};
+use crate::{explain, health, read, traces};
 
 /// What all connections share.
 #[derive(Default)]
@@ -141,6 +141,10 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
                 generate(shared, endpoint, &parts.headers, body).await,
             )
         }
+        _ if explain::target(path).is_some() => (
+            Route::Explain,
+            explain::answer(shared, &parts.method, path, &parts.headers, body).await,
+        ),
         "/healthz" | "/readyz" | "/metrics" | "/v1/models" | "/api/v1/traces"
         | "/api/v1/alerts" | "/api/v1/rollouts"
             if !get =>
@@ -171,7 +175,7 @@ fn allowed(platform: &Platform, path: &str, headers: &HeaderMap) -> Result<(), A
 }
 
 /// The key that a request bears (RFC 6750).
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
@@ -260,7 +264,7 @@ fn language_of(headers: &HeaderMap) -> Arc<str> {
         .map_or_else(|| NO_LANGUAGE.clone(), Arc::from)
 }
 
-fn loading() -> ApiError {
+pub(crate) fn loading() -> ApiError {
     ApiError {
         retry_after: Some(1),
         ..answer::refusal(

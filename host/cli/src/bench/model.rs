@@ -18,8 +18,12 @@ pub fn run(args: BenchModelArgs) -> Result<ExitCode> {
         bail!("--threads must be at most 1024");
     }
     let path = path_of(&args)?;
-    let model = Model::open(&path, &ModelOptions::default())
-        .with_context(|| format!("cannot open {}", path.display()))?;
+    let options = ModelOptions {
+        device: args.device,
+        ..ModelOptions::default()
+    };
+    let model =
+        Model::open(&path, &options).with_context(|| format!("cannot open {}", path.display()))?;
     let info = model.info().clone();
     let options = BenchOptions {
         threads: args.threads,

@@ -88,7 +88,7 @@ fn converse(client: &Client, args: &ChatArgs) -> Result<ExitCode> {
     }
 }
 
-fn first_model(client: &Client) -> Result<String> {
+pub(super) fn first_model(client: &Client) -> Result<String> {
     let models = client.get("/v1/models")?;
     let first = models.pointer("/data/0/id").and_then(Value::as_str);
     Ok(first

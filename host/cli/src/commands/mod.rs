@@ -6,6 +6,7 @@ mod chat;
 mod check;
 mod doctor;
 mod keys;
+mod explain;
 mod model;
 mod plugin;
 mod quickstart;
@@ -28,6 +29,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Traces(command) => traces::run(command),
         Command::Plugin(command) => plugin::run(command),
         Command::Keys(command) => keys::run(command),

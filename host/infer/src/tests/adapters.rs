@@ -7,7 +7,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
 
 use crate::quant::TensorType;
-use crate::testing::{model, open, tiny_llama};
+use crate::testing::{cpu, model, open, tiny_llama};
 use crate::weights::Source;
 use crate::{
     Adapter, Engine, EngineOptions, Error, Event, GenerateRequest, Model, ModelOptions, Precision,
@@ -88,7 +88,7 @@ fn loaded(
 fn exact() -> ModelOptions {
     ModelOptions {
         precision: Precision::Exact,
-        ..ModelOptions::default()
+        ..cpu()
     }
 }
 
@@ -246,7 +246,7 @@ fn tokens(mut generation: crate::Generation) -> Vec<u32> {
 
 #[test]
 fn each_request_of_a_batch_has_its_own_adapter_and_no_others_cache() {
-    let base = model(&tiny_llama(TensorType::Q4_1, 256), &ModelOptions::default()).unwrap();
+    let base = model(&tiny_llama(TensorType::Q4_1, 256), &cpu()).unwrap();
     let adapters = [None, Some(1), Some(2)]
         .map(|seed| seed.map(|seed| loaded(&base, &config(), &tensors(seed)).unwrap()));
     let options = EngineOptions {
@@ -273,13 +273,13 @@ fn each_request_of_a_batch_has_its_own_adapter_and_no_others_cache() {
 
 #[test]
 fn an_adapter_lives_as_long_as_its_requests() {
-    let base = model(&tiny_llama(TensorType::F32, 256), &ModelOptions::default()).unwrap();
+    let base = model(&tiny_llama(TensorType::F32, 256), &cpu()).unwrap();
     let adapter = loaded(&base, &config(), &tensors(1)).unwrap();
     let engine = Engine::start(Arc::clone(&base), EngineOptions::default()).unwrap();
     let generation = answer(&engine, Some(&adapter), 5);
     drop(adapter);
     assert!(!tokens(generation).is_empty());
-    let other = model(&tiny_llama(TensorType::F32, 256), &ModelOptions::default()).unwrap();
+    let other = model(&tiny_llama(TensorType::F32, 256), &cpu()).unwrap();
     let stranger = loaded(&other, &config(), &tensors(1)).unwrap();
     let mut request = GenerateRequest::new(Prompt::Tokens(vec![1, 2]));
     request.adapter = Some(stranger);
@@ -291,7 +291,7 @@ fn what_does_not_fit_is_named() {
     // The file stays: its hash is compared.
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), tiny_llama(TensorType::F32, 256)).unwrap();
-    let base = Model::open(file.path(), &ModelOptions::default()).unwrap();
+    let base = Model::open(file.path(), &cpu()).unwrap();
     let good = tensors(1);
     let fails = |config: &serde_json::Value, tensors: &[Tensor], word: &str| {
         let error = loaded(&base, config, tensors).unwrap_err();

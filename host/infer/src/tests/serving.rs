@@ -129,8 +129,8 @@ fn scores_and_embeddings_are_the_same_beside_cached_pages() {
     let text = STORY[..100].to_owned();
     let both = || {
         (
-            block_on(engine.score(&text)).unwrap(),
-            block_on(engine.embed(std::slice::from_ref(&text))).unwrap(),
+            block_on(engine.score(&text, 0, Caller::default())).unwrap(),
+            block_on(engine.embed(std::slice::from_ref(&text), Caller::default())).unwrap(),
         )
     };
     let before = both();
@@ -391,7 +391,7 @@ fn soak(time: Duration) {
         })
         .collect();
     let expected = Arc::new(expected);
-    let score = block_on(roomy.score(&STORY[..70])).unwrap();
+    let score = block_on(roomy.score(&STORY[..70], 0, Caller::default())).unwrap();
     let pages = 30;
     let engine = engine(
         &model,
@@ -417,7 +417,13 @@ fn soak(time: Duration) {
                 let (mut done, mut gone) = (0, 0);
                 while Instant::now() < end {
                     if random.random_bool(0.05) {
-                        assert_eq!(engine.score(&STORY[..70]).await.unwrap(), score);
+                        assert_eq!(
+                            engine
+                                .score(&STORY[..70], 0, Caller::default())
+                                .await
+                                .unwrap(),
+                            score
+                        );
                         continue;
                     }
                     let number = random.random_range(0..expected.len());

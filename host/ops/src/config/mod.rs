@@ -53,6 +53,9 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// The largest request body that is read; a larger one is answered with 413.
     pub max_body: ByteSize,
+    /// How long one request may take, from its arrival to the end of its answer, streams included; one that takes longer
+    /// ends with 504.
+    pub request_timeout: Time,
     /// How long requests in flight may take to finish after SIGTERM.
     pub drain: Time,
     /// The environment variable that holds the operator's key, which opens `/api/v1`. Without it everyone may look at
@@ -68,6 +71,7 @@ impl Default for ServerConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             max_body: ByteSize(4 << 20),
+            request_timeout: Time(Duration::from_secs(600)),
             drain: Time(Duration::from_secs(30)),
             operator_key_env: None,
             model_memory: None,

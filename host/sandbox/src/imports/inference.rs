@@ -25,11 +25,12 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
         |cx: Cx<'_>, (request,): (CompletionRequest,)| -> Later<'_, Completion> {
             let admitted = admit(&cx, &request.model);
             Box::new(async move {
-                let shared = match admitted {
-                    Ok(shared) => shared,
+                let (shared, tenant) = match admitted {
+                    Ok(admitted) => admitted,
                     Err(error) => return Ok((Err(error),)),
                 };
-                let answer = shared.services.complete(&shared.spec.name, request).await;
+                let name = &shared.spec.name;
+                let answer = shared.services.complete(name, &tenant, request).await;
                 if let Ok(completion) = &answer {
                     let (read, written) = (completion.prompt_tokens, completion.completion_tokens);
                     shared
@@ -45,14 +46,12 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
         |cx: Cx<'_>, (model, texts): (String, Vec<String>)| -> Later<'_, Vec<Vec<f32>>> {
             let admitted = admit(&cx, &model);
             Box::new(async move {
-                let shared = match admitted {
-                    Ok(shared) => shared,
+                let (shared, tenant) = match admitted {
+                    Ok(admitted) => admitted,
                     Err(error) => return Ok((Err(error),)),
                 };
-                let answer = shared
-                    .services
-                    .embed(&shared.spec.name, &model, texts)
-                    .await;
+                let name = &shared.spec.name;
+                let answer = shared.services.embed(name, &tenant, &model, texts).await;
                 if let Ok((_, read)) = &answer {
                     shared.budget.spend(u64::from(*read), Instant::now());
                 }
@@ -65,11 +64,12 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
         |cx: Cx<'_>, (model, text): (String, String)| -> Later<'_, Vec<f64>> {
             let admitted = admit(&cx, &model);
             Box::new(async move {
-                let shared = match admitted {
-                    Ok(shared) => shared,
+                let (shared, tenant) = match admitted {
+                    Ok(admitted) => admitted,
                     Err(error) => return Ok((Err(error),)),
                 };
-                let answer = shared.services.score(&shared.spec.name, &model, text).await;
+                let name = &shared.spec.name;
+                let answer = shared.services.score(name, &tenant, &model, text).await;
                 if let Ok(scores) = &answer {
                     shared.budget.spend(scores.len() as u64 + 1, Instant::now());
                 }
@@ -79,8 +79,8 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
     )
 }
 
-/// Whether the stage may ask this model now.
-fn admit(cx: &Cx<'_>, model: &str) -> Result<Arc<Shared>, StageError> {
+/// Whether the stage may ask this model now, and for which tenant it does.
+fn admit(cx: &Cx<'_>, model: &str) -> Result<(Arc<Shared>, Arc<str>), StageError> {
     let data = cx.data();
     if data.configuring {
         return Err(StageError::denied(
@@ -116,5 +116,5 @@ fn admit(cx: &Cx<'_>, model: &str) -> Result<Arc<Shared>, StageError> {
             ),
         )
     })?;
-    Ok(shared.clone())
+    Ok((shared.clone(), data.context.tenant.clone()))
 }

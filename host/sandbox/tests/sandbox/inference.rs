@@ -20,15 +20,18 @@ use crate::common::sandbox;
 struct Echo {
     rest: MemoryServices,
     asked: AtomicU32,
+    tenants: std::sync::Mutex<Vec<String>>,
 }
 
 impl Services for Echo {
     fn complete(
         &self,
         _: &str,
+        tenant: &str,
         request: CompletionRequest,
     ) -> BoxFuture<'_, Result<Completion, StageError>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
+        self.tenants.lock().unwrap().push(tenant.to_owned());
         async move {
             if request.prompt == "never" {
                 std::future::pending::<()>().await;
@@ -47,11 +50,18 @@ impl Services for Echo {
         &self,
         _: &str,
         _: &str,
+        _: &str,
         texts: Vec<String>,
     ) -> BoxFuture<'_, Result<(Vec<Vec<f32>>, u32), StageError>> {
         std::future::ready(Ok((texts.iter().map(|_| vec![1.0]).collect(), 5))).boxed()
     }
-    fn score(&self, _: &str, _: &str, _: String) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {
+    fn score(
+        &self,
+        _: &str,
+        _: &str,
+        _: &str,
+        _: String,
+    ) -> BoxFuture<'_, Result<Vec<f64>, StageError>> {
         std::future::ready(Ok(vec![-1.0; 4])).boxed()
     }
     fn log(&self, stage: &str, trace: &str, level: Level, message: &str) {
@@ -129,6 +139,20 @@ async fn a_stage_asks_a_model_and_many_wait_on_one_thread() {
         assert_eq!(answer.unwrap(), "hello 1 4");
     }
     assert_eq!(echo.asked.load(Ordering::Relaxed), 12);
+}
+
+#[tokio::test]
+async fn a_call_is_for_the_tenant_whose_request_it_serves() {
+    let (stage, echo) = asking(1_000_000);
+    let context = CallContext {
+        tenant: "ann".into(),
+        ..CallContext::default()
+    };
+    let mut inspection = stage.inspection(&context);
+    inspection.push_async(&["small:hello"]).await.unwrap();
+    inspection.finish_async().await.unwrap();
+    ask(&stage, "small:hello").await.unwrap();
+    assert_eq!(*echo.tenants.lock().unwrap(), ["ann", "default"]);
 }
 
 #[tokio::test]

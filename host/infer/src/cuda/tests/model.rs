@@ -116,7 +116,7 @@ fn an_encoder_gives_the_processors_embeddings() {
             tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap()
-                .block_on(engine.embed(&texts))
+                .block_on(engine.embed(&texts, crate::Caller::default()))
                 .unwrap()
         };
         let (seen, wanted) = (embed(GPU), embed(DeviceChoice::Cpu));
