@@ -237,6 +237,8 @@ pub enum PluginCommand {
     Inspect(PluginInspectArgs),
     /// Runs a plugin once and prints its verdict
     Run(PluginRunArgs),
+    #[command(flatten)]
+    Author(crate::author::AuthorCommand),
 }
 
 #[derive(Debug, ClapArgs)]

@@ -10,7 +10,7 @@ mod quickstart;
 mod serve;
 mod traces;
 
-pub use plugin::bytes_of;
+pub use plugin::{bytes_of, sample_of};
 
 use std::process::ExitCode;
 

@@ -3,6 +3,8 @@
 mod inspect;
 mod run;
 
+pub use run::sample_of;
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +15,7 @@ pub fn run(command: PluginCommand) -> Result<ExitCode> {
     match command {
         PluginCommand::Inspect(args) => inspect::inspect(args),
         PluginCommand::Run(args) => run::run(args),
+        PluginCommand::Author(command) => crate::author::run(command),
     }
 }
 
