@@ -3,6 +3,18 @@
 // Spans are indices of the JavaScript string that the check was given; this file turns them into
 // the contract's byte offsets (UTF-8, counted from the segment's first byte).
 
+// The component's glue decodes texts with a `TextDecoder` that drops a byte order mark (U+FEFF) at
+// their beginning. To a plugin it is a character like any other: without it all offsets would be
+// wrong. In Node, where the tests run, nothing needs mending.
+if (typeof globalThis.process === "undefined") {
+  const { decode } = TextDecoder.prototype;
+  TextDecoder.prototype.decode = function (input, options) {
+    const text = decode.call(this, input, options);
+    const marked = this.encoding === "utf-8" && input?.[0] === 0xef && input[1] === 0xbb && input[2] === 0xbf;
+    return marked ? `\ufeff${text}` : text;
+  };
+}
+
 /** The bytes of a string in UTF-8. @param {string} text */
 export function utf8Length(text) {
   let bytes = 0;

@@ -26,7 +26,7 @@ struct Cost {
     bytes: u64,
     /// Linear memory of one instance after a call.
     memory: u64,
-    /// Milliseconds from bytes to a stage, and what it takes when the image is cached.
+    /// Milliseconds from bytes to a stage; few where the compiled image was in the cache.
     load_ms: f64,
     /// A call in a sandbox of its own; none for long-lived actors.
     fresh_us: Option<f64>,

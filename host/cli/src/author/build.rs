@@ -100,7 +100,7 @@ fn rust(project: &Project) -> Result<Vec<u8>> {
     if !output.status.success() {
         bail!("cargo could not build the plugin; its messages stand above");
     }
-    // The last artifact that is a component is the project's own: cargo names what it is made of first.
+    // The last .wasm file is the project's own: cargo names what it depends on first.
     let component = String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

@@ -40,6 +40,9 @@ const MEMORY: u64 = 256 << 20;
 /// What a stage with the grant `state` gets here.
 const STATE_BYTES: u64 = 1 << 20;
 
+/// From this size on a plugin brings an interpreter along, and people should know why they wait.
+const LARGE: u64 = 4 << 20;
+
 /// A plugin under test.
 struct Subject<'a> {
     sandbox: &'a Sandbox,
@@ -59,6 +62,12 @@ impl Subject<'_> {
             spec.grant.state = Some(StateGrant { bytes: STATE_BYTES });
         }
         let services = Arc::new(MemoryServices::default());
+        if self.info.size > LARGE {
+            eprintln!(
+                "loading {}: compiling it for a new config takes up to a minute",
+                spec.name
+            );
+        }
         let stage = self.sandbox.load(self.bytes, spec, services.clone())?;
         Ok((stage, services))
     }

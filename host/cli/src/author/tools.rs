@@ -107,7 +107,8 @@ fn installed(
 ) -> Result<PathBuf> {
     let dir = folder()?.join(format!("{name}-{version}"));
     let mark = dir.join("installed");
-    let lock_path = dir.with_extension("lock");
+    // Not `with_extension`: the version ends in what looks like one.
+    let lock_path = folder()?.join(format!("{name}-{version}.lock"));
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let lock = std::fs::File::create(&lock_path)?;
     lock.lock()
