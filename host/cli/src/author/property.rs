@@ -33,7 +33,7 @@ pub async fn check(
     random: &mut Random,
     cases: usize,
 ) -> Result<Tried> {
-    let (stage, services) = subject.load(model.config.clone(), Isolation::Fresh)?;
+    let (stage, _) = subject.load(model.config.clone(), Isolation::Fresh)?;
     let mut inputs = 0;
     // Long-lived actors take a start and a save for each input.
     let cases = match interface {
@@ -54,6 +54,8 @@ pub async fn check(
                 let case = generated(interface, model, words, random);
                 let mut said = Vec::new();
                 for _ in 0..2 {
+                    // A new stage each time: actors take up the state that the last one saved.
+                    let (stage, services) = subject.load(model.config.clone(), Isolation::Fresh)?;
                     said.push(call(&stage, &services, interface, &case).await);
                 }
                 twice(&case, interface, said)

@@ -1,4 +1,4 @@
-"""The check without a sandbox: `PYTHONPATH=vendor python3 -m unittest discover -t . -s tests`."""
+"""The check without a sandbox: `PYTHONPATH=vendor:. python3 -m unittest discover -s tests`."""
 
 import unittest
 
