@@ -330,6 +330,8 @@ pub enum PluginCommand {
     Lock(PluginLockArgs),
     /// Moves plugins to their newest versions; shows what they newly ask for before it writes
     Update(PluginUpdateArgs),
+    #[command(flatten)]
+    Author(crate::author::AuthorCommand),
 }
 
 /// Whose `[registry]` and `[[trust]]` count.

@@ -2,6 +2,7 @@
 //! command.
 
 mod args;
+mod author;
 mod bench;
 mod client;
 mod commands;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    RegallocAlgorithm,
 };
 
 use crate::error::{Error, Result};
@@ -65,6 +66,18 @@ pub(crate) fn make(instances: u32) -> Result<EngineAndPool> {
             }
         }
     }
+}
+
+/// An engine for the one run of `configure` before a snapshot: it takes what the other takes, but
+/// compiles as fast as it can, because that code runs once. A guest that brings an interpreter
+/// along (12 MB and more) would otherwise be compiled twice with all effort.
+pub(crate) fn for_configuring() -> Result<Engine> {
+    let mut config = config(None);
+    config.cranelift_opt_level(OptLevel::None);
+    config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+    let engine = Engine::new(&config).map_err(Error::engine)?;
+    start_ticker(&engine)?;
+    Ok(engine)
 }
 
 fn started(engine: Engine, instances: u32) -> Result<EngineAndPool> {

@@ -205,15 +205,18 @@ impl Images {
             Ok(Err(error)) => return Err(no(format!("{error:#}"))),
             Err(_) => return Err(no("its parts are not as Wizer expects them".into())),
         };
-        let component = Component::new(&self.engine, &instrumented).map_err(not_a_component)?;
+        let engine = crate::engine::for_configuring()?;
+        let component = Component::new(&engine, &instrumented).map_err(not_a_component)?;
         check_size(plugin, &component, shared)?;
-        let exports = Exports::find(&component, &export_names(&component, &self.engine), &[])
-            .map_err(|why| Error::Interfaces {
-                plugin: plugin.clone(),
-                why,
+        let exports =
+            Exports::find(&component, &export_names(&component, &engine), &[]).map_err(|why| {
+                Error::Interfaces {
+                    plugin: plugin.clone(),
+                    why,
+                }
             })?;
-        let linker = imports::linker(&self.engine, &component, &info.manifest.requests)
-            .map_err(Error::engine)?;
+        let linker =
+            imports::linker(&engine, &component, &info.manifest.requests).map_err(Error::engine)?;
         let pre = linker
             .instantiate_pre(&component)
             .map_err(|error| mismatch(plugin, &error))?;
@@ -222,7 +225,7 @@ impl Images {
             is_async: is_async(&info.manifest),
             configuring: true,
         };
-        let mut live = ready(self.instance(&pre, shared, mode)).map_err(failed)?;
+        let mut live = ready(self.instance(&engine, &pre, shared, mode)).map_err(failed)?;
         let config = config_text(config, info);
         ready(live.call::<_, ()>(&exports.configure, (config.as_str(),))).map_err(failed)?;
 
@@ -253,13 +256,14 @@ impl Images {
     /// An instance for what is done at load. It takes its place in the pool like any other.
     async fn instance(
         &self,
+        engine: &Engine,
         pre: &InstancePre<CallState>,
         shared: &Arc<Shared>,
         mode: Mode,
     ) -> std::result::Result<Live, Failure> {
         let permit = self.permits.acquire(PATIENCE, Waiting::Block).await?;
         let context = CallContext::default();
-        Live::new(&self.engine, pre, shared, context, mode, Some(permit)).await
+        Live::new(engine, pre, shared, context, mode, Some(permit)).await
     }
 
     /// Makes the first instance of an image and throws it away: what would fail in every call
@@ -272,7 +276,7 @@ impl Images {
         plugin: &str,
         check: impl FnOnce(&mut Store<CallState>, Instance) -> wasmtime::Result<()>,
     ) -> Result<()> {
-        let mut live = ready(self.instance(pre, shared, mode))
+        let mut live = ready(self.instance(&self.engine, pre, shared, mode))
             .map_err(|failure| Error::configure(&shared.spec.name, plugin, failure))?;
         let (store, instance) = live.parts();
         check(store, instance).map_err(|error| mismatch(plugin, &error))

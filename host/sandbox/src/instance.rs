@@ -149,6 +149,7 @@ impl Live {
             }
             Err(error) => Err(error),
         };
+        self.store.data().note_memory();
         match called {
             Ok((answer,)) => Ok(answer),
             Err(error) => Err(failure(&self.store, &error, deadline)),

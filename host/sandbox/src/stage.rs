@@ -71,6 +71,8 @@ pub struct StageStats {
     pub metrics_dropped: u64,
     /// Actor restarts.
     pub restarts: u64,
+    /// The most linear memory that one instance has had after a call, in bytes.
+    pub memory_peak: u64,
 }
 
 impl Stage {

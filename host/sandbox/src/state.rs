@@ -41,6 +41,7 @@ pub(crate) struct Counters {
     pub(crate) log_dropped: AtomicU64,
     pub(crate) metrics_dropped: AtomicU64,
     pub(crate) restarts: AtomicU64,
+    pub(crate) memory_peak: AtomicU64,
 }
 
 /// Adds one.
@@ -64,6 +65,7 @@ impl Counters {
             log_dropped: read(&self.log_dropped),
             metrics_dropped: read(&self.metrics_dropped),
             restarts: read(&self.restarts),
+            memory_peak: read(&self.memory_peak),
         }
     }
 
@@ -112,6 +114,14 @@ impl CallState {
             log_bytes: 0,
             ticks_left: 0,
             fault: Fault::default(),
+        }
+    }
+
+    /// Notes the most memory that an instance has had; it never shrinks.
+    pub(crate) fn note_memory(&self) {
+        let peak = &self.shared.counters.memory_peak;
+        if self.memory.used > peak.load(Ordering::Relaxed) {
+            peak.fetch_max(self.memory.used, Ordering::Relaxed);
         }
     }
 

@@ -10,3 +10,4 @@ mod upstream;
 pub use gateway::run as gateway;
 pub use model::run as model;
 pub use stage::run as stage;
+pub use text::english;

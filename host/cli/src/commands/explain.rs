@@ -10,6 +10,7 @@ use super::chat::first_model;
 use super::quickstart;
 use crate::args::{ExplainArgs, UnitName};
 use crate::client::Client;
+use crate::depot::Reach;
 use crate::open::Setup;
 use crate::serving::{Listen, Running, runtime};
 use crate::{folders, words};
@@ -40,6 +41,7 @@ pub fn run(args: ExplainArgs) -> Result<ExitCode> {
         config,
         data,
         model: args.model_file.clone(),
+        reach: Reach::Network,
     };
     let runtime = runtime(None)?;
     let listen = Listen::At(([127, 0, 0, 1], 0).into());

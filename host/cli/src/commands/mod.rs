@@ -5,15 +5,15 @@ mod bundle;
 mod chat;
 mod check;
 mod doctor;
-mod keys;
 mod explain;
+mod keys;
 mod model;
 mod plugin;
 mod quickstart;
 mod serve;
 mod traces;
 
-pub use plugin::bytes_of;
+pub use plugin::{bytes_of, sample_of};
 
 use std::process::ExitCode;
 

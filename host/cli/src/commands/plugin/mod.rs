@@ -8,6 +8,7 @@ mod run;
 mod update;
 
 pub use place::setup;
+pub use run::sample_of;
 pub use update::agreed;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub fn run(command: PluginCommand) -> Result<ExitCode> {
         PluginCommand::Pull(args) => pull::run(args),
         PluginCommand::Lock(args) => update::lock(args),
         PluginCommand::Update(args) => update::update(args),
+        PluginCommand::Author(command) => crate::author::run(command),
     }
 }
 

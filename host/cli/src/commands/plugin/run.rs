@@ -237,7 +237,7 @@ async fn validate(stage: &Stage, text: &str) -> Result<Told> {
 }
 
 /// A request's JSON as it is, a row's JSON as it is, or any other text as a request's one message.
-fn sample_of(text: &str) -> Sample {
+pub fn sample_of(text: &str) -> Sample {
     let parsed: Option<Value> = serde_json::from_str(text).ok().filter(Value::is_object);
     let body =
         parsed.unwrap_or_else(|| json!({ "messages": [{ "role": "user", "content": text }] }));
