@@ -149,7 +149,7 @@ def local(tmp_path_factory):
     if not os.path.exists(model):
         pytest.skip(f"no model at {model}: run tests/run")
     config = (ROOT / "examples" / "quickstart" / "millgate.toml").read_text()
-    config = config.replace('pull = "smollm2-135m-instruct"', f'path = "{model}"')
+    config = config.replace('pull = "smollm2-135m-instruct"', f'path = "{model}"\ndevice = "cpu"')
     config += '\n[traces]\ntexts = "on"\n'
     server = Millgate(tmp_path_factory.mktemp("local"), config).start()
     yield server
