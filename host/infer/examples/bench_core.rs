@@ -7,7 +7,9 @@ use millgate_infer::bench::{self, BenchOptions};
 use millgate_infer::{Model, ModelOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let path = std::env::args().nth(1).ok_or("usage: bench_core MODEL.gguf")?;
+    let path = std::env::args()
+        .nth(1)
+        .ok_or("usage: bench_core MODEL.gguf")?;
     let setting = |name| {
         std::env::var(name)
             .ok()

@@ -4,11 +4,6 @@
 )]
 //! Products of one or two groups with many rows of activations, for processors with AVX2, FMA and F16C.
 //!
-//! Products are formed two at a time after S. Winograd ("A New Algorithm for Inner Product", 1968):
-//! `x0 w0 + x1 w1 = (x0 + w1) (x1 + w0) - x0 x1 - w0 w1`, where the last two terms are summed up once for a row and once for
-//! a weight. Every step is exact in whole numbers, which may wrap around as long as the result fits. It halves the
-//! multiplications; the processor has two units for those and four for additions.
-//!
 //! The groups' weights are spread out to words, as many blocks of them as the first cache holds; then each panel of rows
 //! reads them. What a row gets is bit for bit what the kernels of few rows in `avx2` give it: the same integers, and the
 //! same f32 operations in the same order.
@@ -20,9 +15,8 @@ use super::panels::{PAIRS, PANEL, PANEL_WORDS, Panels};
 use super::tiles::{BLOCK, LANES, RoundedRow, SHARE, Tiles};
 use crate::quant::{IQ4_NL, TensorType};
 
-/// 32-bit words of a block of spread weights: 16 vectors of pairs of words, the scales of both halves, the minima, and
-/// for each half less the sum of its products of neighbours.
-const SPREAD: usize = 8 * PAIRS + 5 * LANES;
+/// f32 words of a block of spread weights: 16 vectors of pairs of words, the scales of both halves, the minima.
+const SPREAD: usize = 8 * PAIRS + 3 * LANES;
 /// Most blocks that are spread out at once: two groups of them are 24 KiB.
 const MOST_BLOCKS: usize = 20;
 
@@ -69,7 +63,7 @@ pub(super) fn group_products<const G: usize>(
     if scratch.len() < spread_words + kept_words {
         scratch.resize(spread_words + kept_words, 0.0);
     }
-    let (weights, kept) = scratch.split_at_mut(spread_words);
+    let (weights, kept) = scratch[..spread_words + kept_words].split_at_mut(spread_words);
     let mut from = 0;
     while from < blocks {
         let part = size.min(blocks - from);
@@ -119,46 +113,25 @@ pub(super) fn pack(x: &RoundedRow<'_>, panel: &mut [u32]) {
     assert!(columns == blocks * BLOCK && x.sum.len() == x.scale.len());
     let blocks = panel.chunks_exact_mut(PANEL_WORDS).enumerate().take(blocks);
     let stride = x.scale.len() / PANEL;
-    // Of four columns the even ones first.
-    let apart = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
     for (block, out) in blocks {
-        // For each half less the sums of products of neighbours, then for both.
-        let mut corrections = [_mm_setzero_si128(); 3];
-        for eight in 0..PAIRS / 4 {
+        for four in 0..PAIRS / 4 {
             // SAFETY: row `r` has 8 words from there on, as compared above; `out` is a block of a panel, of which each
-            // eight columns of four rows are 64 bytes.
+            // four pairs of four rows are 64 bytes.
             unsafe {
                 let at = |row: usize| {
                     x.word
                         .as_ptr()
-                        .add(row * columns + block * BLOCK + 8 * eight)
+                        .add(row * columns + block * BLOCK + 8 * four)
                 };
-                let [a, b, c, d] = [0, 1, 2, 3]
-                    .map(|row| _mm_shuffle_epi8(_mm_loadu_si128(at(row).cast()), apart));
+                let [a, b, c, d] = [0, 1, 2, 3].map(|row| _mm_loadu_si128(at(row).cast()));
                 let (near, far) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
                 let (near2, far2) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
-                let fours = [
-                    [_mm_unpacklo_epi64(near, far), _mm_unpackhi_epi64(near, far)],
-                    [
-                        _mm_unpacklo_epi64(near2, far2),
-                        _mm_unpackhi_epi64(near2, far2),
-                    ],
-                ];
-                let to = out.as_mut_ptr().add(4 * PANEL * eight).cast::<__m128i>();
-                for (index, [even, odd]) in fours.into_iter().enumerate() {
-                    _mm_storeu_si128(to.add(2 * index), even);
-                    _mm_storeu_si128(to.add(2 * index + 1), odd);
-                    let products = _mm_madd_epi16(even, odd);
-                    let half = &mut corrections[eight / (PAIRS / 8)];
-                    *half = _mm_sub_epi32(*half, products);
-                }
+                let to = out.as_mut_ptr().add(4 * PANEL * four).cast::<__m128i>();
+                _mm_storeu_si128(to, _mm_unpacklo_epi64(near, far));
+                _mm_storeu_si128(to.add(1), _mm_unpackhi_epi64(near, far));
+                _mm_storeu_si128(to.add(2), _mm_unpacklo_epi64(near2, far2));
+                _mm_storeu_si128(to.add(3), _mm_unpackhi_epi64(near2, far2));
             }
-        }
-        corrections[2] = _mm_add_epi32(corrections[0], corrections[1]);
-        let to = &mut out[PAIRS * PANEL + 2 * PANEL..][..3 * PANEL];
-        for (to, correction) in to.as_chunks_mut::<PANEL>().0.iter_mut().zip(corrections) {
-            // SAFETY: the chunk has 16 bytes.
-            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), correction) };
         }
         for row in 0..PANEL {
             out[PAIRS * PANEL + row] = x.scale[row * stride + block].to_bits();
@@ -181,29 +154,10 @@ unsafe fn products<const FORM: u8, const G: usize>(
         unsafe {
             let numbers = weights.map(|weights| weights.add(8 * PAIRS));
             let scales = panel.add(PAIRS * PANEL).cast::<f32>();
-            let corrections = panel.add(PAIRS * PANEL + 2 * PANEL).cast::<i32>();
-            let of_weights = |g: usize, half: usize| {
-                _mm256_loadu_si256(numbers[g].add((3 + half) * LANES).cast())
-            };
-            let begin = |of_rows: *const i32, of_weights: [__m256i; G]| {
-                let mut sums = [of_weights; PANEL];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let of_row = _mm256_set1_epi32(*of_rows.add(row));
-                    for sum in sums {
-                        *sum = _mm256_add_epi32(*sum, of_row);
-                    }
-                }
-                sums
-            };
             if FORM == 2 {
-                let mut near = begin(corrections, std::array::from_fn(|g| of_weights(g, 0)));
-                add_pairs(weights, panel, PAIRS / 2, &mut near);
-                let mut far = begin(
-                    corrections.add(PANEL),
-                    std::array::from_fn(|g| of_weights(g, 1)),
-                );
+                let near = add_pairs(weights, panel, PAIRS / 2);
                 let behind = weights.map(|weights| weights.add(8 * PAIRS / 2));
-                add_pairs(behind, panel.add(PAIRS / 2 * PANEL), PAIRS / 2, &mut far);
+                let far = add_pairs(behind, panel.add(PAIRS / 2 * PANEL), PAIRS / 2);
                 for row in 0..PANEL {
                     let of_row = _mm256_broadcast_ss(&*scales.add(row));
                     for g in 0..G {
@@ -219,9 +173,7 @@ unsafe fn products<const FORM: u8, const G: usize>(
                     }
                 }
             } else {
-                let both = |g| _mm256_add_epi32(of_weights(g, 0), of_weights(g, 1));
-                let mut whole = begin(corrections.add(2 * PANEL), std::array::from_fn(both));
-                add_pairs(weights, panel, PAIRS, &mut whole);
+                let whole = add_pairs(weights, panel, PAIRS);
                 for row in 0..PANEL {
                     let of_row = _mm256_broadcast_ss(&*scales.add(row));
                     let sum_of_row = _mm256_broadcast_ss(&*scales.add(PANEL + row));
@@ -245,81 +197,66 @@ unsafe fn products<const FORM: u8, const G: usize>(
     }
 }
 
-/// Adds the products of a panel's rows over `pairs` pairs of columns, a multiple of 8, with those of neighbours, which
-/// the sums begin less by.
+/// The integer sums of a panel's rows over `pairs` pairs of columns, a multiple of 8.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn add_pairs<const G: usize>(
     weights: [*const f32; G],
     panel: *const u32,
     pairs: usize,
-    sums: &mut [[__m256i; G]; PANEL],
-) {
+) -> [[__m256i; G]; PANEL] {
+    let mut sums = [[_mm256_setzero_si256(); G]; PANEL];
     // SAFETY: the caller's: `pairs` vectors of weights, `pairs` times 4 words of activations.
     unsafe {
         if G == 2 {
-            for first in (0..pairs).step_by(8) {
-                let weights = weights.map(|w| w.add(8 * first));
-                add_eight_pairs(weights, panel.add(first * PANEL), sums);
+            for eight in (0..pairs).step_by(8) {
+                add_eight_pairs(
+                    weights.map(|w| w.add(8 * eight)),
+                    panel.add(eight * PANEL),
+                    &mut sums,
+                );
             }
-            return;
+            return sums;
         }
-        for pair in (0..pairs).step_by(2) {
+        for pair in 0..pairs {
             let x = panel.add(pair * PANEL).cast::<i32>();
             for (row, sums) in sums.iter_mut().enumerate() {
-                let even = _mm256_set1_epi32(*x.add(row));
-                let odd = _mm256_set1_epi32(*x.add(PANEL + row));
+                let x = _mm256_set1_epi32(*x.add(row));
                 for (sum, w) in sums.iter_mut().zip(weights) {
-                    let w = w.add(8 * pair).cast::<__m256i>();
-                    let one = _mm256_add_epi16(even, _mm256_loadu_si256(w.add(1)));
-                    let other = _mm256_add_epi16(odd, _mm256_loadu_si256(w));
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(one, other));
+                    let w = _mm256_loadu_si256(w.add(8 * pair).cast());
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, x));
                 }
             }
         }
     }
+    sums
 }
 
-/// Loads both groups' weights of four columns, the even ones and the odd ones.
+/// Loads both groups' weights of a pair of columns.
 macro_rules! load {
-    ($four:literal) => {
+    ($pair:literal) => {
         concat!(
-            "vmovdqu {even0}, [{first} + 64*",
-            $four,
+            "vmovdqu {w0}, [{first} + 32*",
+            $pair,
             "]\n",
-            "vmovdqu {odd0}, [{first} + 64*",
-            $four,
-            " + 32]\n",
-            "vmovdqu {even1}, [{second} + 64*",
-            $four,
+            "vmovdqu {w1}, [{second} + 32*",
+            $pair,
             "]\n",
-            "vmovdqu {odd1}, [{second} + 64*",
-            $four,
-            " + 32]\n",
         )
     };
 }
 
-/// Adds what a row and both groups give in four columns to the sums named.
+/// Adds the products of a row's pair with both groups to the sums named.
 macro_rules! row {
-    ($four:literal, $row:literal, $sum0:literal, $sum1:literal) => {
+    ($pair:literal, $row:literal, $sum0:literal, $sum1:literal) => {
         concat!(
-            "vpbroadcastd {x}, dword ptr [{panel} + 32*",
-            $four,
+            "vpbroadcastd {x}, dword ptr [{panel} + 16*",
+            $pair,
             " + 4*",
             $row,
             "]\n",
-            "vpbroadcastd {y}, dword ptr [{panel} + 32*",
-            $four,
-            " + 16 + 4*",
-            $row,
-            "]\n",
-            "vpaddw {t}, {odd0}, {x}\n",
-            "vpaddw {u}, {even0}, {y}\n",
-            "vpaddw {x}, {odd1}, {x}\n",
-            "vpaddw {y}, {even1}, {y}\n",
-            "vpmaddwd {t}, {t}, {u}\n",
-            "vpmaddwd {x}, {x}, {y}\n",
+            "vpmaddwd {t}, {w0}, {x}\n",
+            "vpmaddwd {x}, {w1}, {x}\n",
             "vpaddd {",
             $sum0,
             "}, {",
@@ -334,23 +271,23 @@ macro_rules! row {
     };
 }
 
-/// Four columns.
-macro_rules! four {
-    ($four:literal) => {
+/// One pair of columns.
+macro_rules! pair {
+    ($pair:literal) => {
         concat!(
-            load!($four),
-            row!($four, 0, "s0", "s1"),
-            row!($four, 1, "s2", "s3"),
-            row!($four, 2, "s4", "s5"),
-            row!($four, 3, "s6", "s7"),
+            load!($pair),
+            row!($pair, 0, "s0", "s1"),
+            row!($pair, 1, "s2", "s3"),
+            row!($pair, 2, "s4", "s5"),
+            row!($pair, 3, "s6", "s7"),
         )
     };
 }
 
-/// Adds 8 pairs of columns to the sums of two groups.
+/// Adds 8 pairs of columns to the sums of two groups; what there is beside two is ignored.
 ///
 /// In assembly, because the compiler reorders the additions of what it unrolls so that the sums do not fit into the
-/// registers any more: all 16 are used.
+/// registers any more.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn add_eight_pairs<const G: usize>(
@@ -363,7 +300,7 @@ unsafe fn add_eight_pairs<const G: usize>(
     // SAFETY: the caller's, for what the pointers name; nothing is written but the registers named.
     unsafe {
         asm!(
-            four!(0), four!(1), four!(2), four!(3),
+            pair!(0), pair!(1), pair!(2), pair!(3), pair!(4), pair!(5), pair!(6), pair!(7),
             first = in(reg) weights[0],
             second = in(reg) weights[last],
             panel = in(reg) panel,
@@ -375,14 +312,10 @@ unsafe fn add_eight_pairs<const G: usize>(
             s5 = inout(ymm_reg) c[last],
             s6 = inout(ymm_reg) d[0],
             s7 = inout(ymm_reg) d[last],
-            even0 = out(ymm_reg) _,
-            odd0 = out(ymm_reg) _,
-            even1 = out(ymm_reg) _,
-            odd1 = out(ymm_reg) _,
+            w0 = out(ymm_reg) _,
+            w1 = out(ymm_reg) _,
             x = out(ymm_reg) _,
-            y = out(ymm_reg) _,
             t = out(ymm_reg) _,
-            u = out(ymm_reg) _,
             options(pure, readonly, nostack, preserves_flags),
         );
     }
@@ -393,7 +326,7 @@ unsafe fn add_eight_pairs<const G: usize>(
 struct Out(*mut f32);
 
 impl Out {
-    /// Writes the words of two columns of four: the even ones (`pair` is even) or the odd ones.
+    /// Writes the pairs of words of pair `pair`.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn pair(&self, pair: usize, words: __m256i) {
@@ -401,29 +334,13 @@ impl Out {
         unsafe { _mm256_storeu_si256(self.0.add(8 * pair).cast(), words) }
     }
 
-    /// Writes the scales of the halves and the minima, and sums up the products of neighbours, after the pairs were
-    /// written.
+    /// Writes the scales of the halves, and the minima.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn numbers(&self, first: __m256, second: __m256, minima: __m256) {
-        // SAFETY: the caller's: the pointer is that of a block.
-        unsafe {
-            for (index, numbers) in [first, second, minima].into_iter().enumerate() {
-                _mm256_storeu_ps(self.0.add(8 * PAIRS + LANES * index), numbers);
-            }
-            for half in 0..2 {
-                let mut sum = _mm256_setzero_si256();
-                for four in 0..PAIRS / 4 {
-                    let at = self
-                        .0
-                        .add(8 * (half * PAIRS / 2 + 2 * four))
-                        .cast::<__m256i>();
-                    let products =
-                        _mm256_madd_epi16(_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)));
-                    sum = _mm256_sub_epi32(sum, products);
-                }
-                _mm256_storeu_si256(self.0.add(8 * PAIRS + LANES * (3 + half)).cast(), sum);
-            }
+        for (index, numbers) in [first, second, minima].into_iter().enumerate() {
+            // SAFETY: the caller's: the pointer is that of a block.
+            unsafe { _mm256_storeu_ps(self.0.add(8 * PAIRS + LANES * index), numbers) }
         }
     }
 
@@ -433,12 +350,10 @@ impl Out {
     unsafe fn bytes(&self, pair: usize, weights: __m256i) {
         let first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(weights));
         let second = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(weights));
-        let even = _mm256_blend_epi16::<0xaa>(first, _mm256_slli_epi32::<16>(second));
-        let odd = _mm256_blend_epi16::<0xaa>(_mm256_srli_epi32::<16>(first), second);
         // SAFETY: the caller's.
         unsafe {
-            self.pair(pair, even);
-            self.pair(pair + 1, odd);
+            self.pair(pair, first);
+            self.pair(pair + 1, second);
         }
     }
 }
@@ -530,9 +445,9 @@ unsafe fn scales_and_minima<const MINIMA: u8>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles<const MINIMA: u8>(group: &[u8], blocks: usize, out: *mut f32) {
     let mask = _mm256_set1_epi8(15);
-    // Bytes 4r and 4r + 2 of each row to words, and bytes 4r + 1 and 4r + 3.
-    let [front, back] = [0i8, 1].map(|first| {
-        let of = |row: i8, j: i8| 4 * row + first + 2 * j;
+    // Bytes 4r and 4r + 1 of each row to words, and bytes 4r + 2 and 4r + 3.
+    let [front, back] = [0i8, 2].map(|first| {
+        let of = |row: i8, j: i8| 4 * row + first + j;
         let [a, b, c, d] = [0, 1, 2, 3].map(|row| [of(row, 0), -1, of(row, 1), -1]);
         _mm256_broadcastsi128_si256(_mm_setr_epi8(
             a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
