@@ -155,7 +155,7 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         tools: Option<&[Tool]>,
         tokenizer: &Tokenizer,
-    ) -> Result<(String, Vec<(usize, Range<usize>)>)> {
+    ) -> Result<(String, Vec<Span>)> {
         let (tools, plain) = match tools {
             Some(tools) if !self.knows_tools => (None, Some(tools::plain(messages, tools))),
             Some([]) | None => (None, None),
@@ -222,6 +222,9 @@ impl ChatTemplate {
     }
 }
 
+/// A message's place, and where its content stands in the text.
+pub(crate) type Span = (usize, Range<usize>);
+
 /// The marks that no message and no tool holds.
 fn free_marks<'a>(
     messages: &'a [ChatMessage],
@@ -242,7 +245,7 @@ fn free_marks<'a>(
             found
         })
     };
-    MARKS.into_iter().filter(move |mark| !used(mark))
+    MARKS.filter(move |mark| !used(mark))
 }
 
 fn no_mark() -> Error {

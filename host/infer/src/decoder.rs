@@ -9,8 +9,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use crate::adapter::{AdapterFile, Module};
 use crate::config::Config;
 use crate::low_rank::{Adapter, Spare};
-use crate::network::{Network, Session, SessionOptions};
+use crate::network::{Network, Outputs, Session, SessionOptions};
 use crate::ops::{Batch, CacheShape, Device, Executor, Output, Reach, Write};
+use crate::sampling::Distribution;
 use crate::weights::{Loader, Source};
 use crate::{Error, Result};
 
@@ -184,6 +185,7 @@ impl<D: Device> Network for Decoder<D> {
             ids: Vec::new(),
             angles: Default::default(),
             host_logits: Vec::new(),
+            distributions: Vec::new(),
             host_hidden: Vec::new(),
             spare: Spare::new(rows),
             options,
@@ -238,7 +240,9 @@ struct DecoderSession<D: Device> {
     ids: Vec<u32>,
     /// In layers of full attention, and in those with a window.
     angles: [Vec<f32>; 2],
+    /// The logits, where they are not on the host.
     host_logits: Vec<f32>,
+    distributions: Vec<Option<Distribution>>,
     host_hidden: Vec<f32>,
     spare: Spare<D::Executor>,
 }
@@ -252,7 +256,7 @@ impl<D: Device> Session for DecoderSession<D> {
         self.page_bytes
     }
 
-    fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])> {
+    fn step(&mut self, batch: Batch<'_>) -> Result<Outputs<'_>> {
         let model = Arc::clone(&self.model);
         let rows = batch.rows;
         let (config, shape, count) = (&model.config, model.config.heads, rows.len());
@@ -266,8 +270,8 @@ impl<D: Device> Session for DecoderSession<D> {
             outputs(Output::Logits).collect(),
             outputs(Output::Hidden).collect(),
         );
-        self.host_logits.clear();
         self.host_hidden.clear();
+        self.distributions.clear();
         if count > self.options.rows || logits.len().max(hidden.len()) > self.options.outputs {
             return Err(Error::Device(
                 "a step larger than the session was made for".into(),
@@ -292,8 +296,13 @@ impl<D: Device> Session for DecoderSession<D> {
         config.angles(rows, &mut self.angles);
         if run.begin(batch, shape, &[&self.angles[0], &self.angles[1]])? {
             // Only steps whose rows all have logits are replayed.
-            run.read(&self.logits, logits.len(), &mut self.host_logits)?;
-            return Ok((&mut self.host_logits, &self.host_hidden));
+            let values = run.host(&mut self.logits, logits.len(), &mut self.host_logits)?;
+            run.distributions(values, logits.len(), &mut self.distributions)?;
+            return Ok(Outputs {
+                logits: values,
+                distributions: &self.distributions,
+                hidden: &self.host_hidden,
+            });
         }
         self.ids.clear();
         self.ids.extend(rows.iter().map(|row| row.token));
@@ -407,6 +416,7 @@ impl<D: Device> Session for DecoderSession<D> {
                 }
             }
         }
+        let count = logits.len();
         for (wanted, chosen) in [(Output::Logits, logits), (Output::Hidden, hidden)] {
             if chosen.is_empty() {
                 continue;
@@ -432,8 +442,16 @@ impl<D: Device> Session for DecoderSession<D> {
                 &mut self.logits,
                 Write::Set,
             )?;
-            run.read(&self.logits, chosen.len(), &mut self.host_logits)?;
         }
-        Ok((&mut self.host_logits, &self.host_hidden))
+        let mut values: &mut [f32] = &mut [];
+        if count > 0 {
+            values = run.host(&mut self.logits, count, &mut self.host_logits)?;
+            run.distributions(values, count, &mut self.distributions)?;
+        }
+        Ok(Outputs {
+            logits: values,
+            distributions: &self.distributions,
+            hidden: &self.host_hidden,
+        })
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::folder::Folder;
-use crate::network::{Network, Session, SessionOptions};
+use crate::network::{Network, Outputs, Session, SessionOptions};
 use crate::ops::{
     Batch, CacheShape, Device, Executor, HeadShape, Output, Reach, RopeOrder, Weights, Write,
 };
@@ -249,7 +249,7 @@ impl<D: Device> Session for EncoderSession<D> {
         self.page_bytes
     }
 
-    fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])> {
+    fn step(&mut self, batch: Batch<'_>) -> Result<Outputs<'_>> {
         let model = Arc::clone(&self.model);
         let (rows, config, shape) = (batch.rows, &model.config, model.config.heads);
         let count = rows.len();
@@ -326,6 +326,10 @@ impl<D: Device> Session for EncoderSession<D> {
         }
         run.gather(&self.stream, &chosen, &mut self.chosen)?;
         run.read(&self.chosen, chosen.len(), &mut self.host_hidden)?;
-        Ok((&mut [], &self.host_hidden))
+        Ok(Outputs {
+            logits: &mut [],
+            distributions: &[],
+            hidden: &self.host_hidden,
+        })
     }
 }

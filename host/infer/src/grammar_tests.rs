@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::grammar::{Grammars, Matching};
 use crate::quant::TensorType;
-use crate::sampling::Sampler;
+use crate::sampling::{Distribution, Sampler};
 use crate::testing::{cpu, model, open, tiny_llama};
 use crate::tokenizer::Tokenizer;
 use crate::{
@@ -54,7 +54,14 @@ fn babble(matching: &mut Matching, tokenizer: &Tokenizer, seed: u64) -> Option<S
             .collect();
         let ends = |id| tokenizer.is_end(id);
         let pick = sampler
-            .pick_of(&mut logits, &[], 0, matching, &ends)
+            .pick_of(
+                Distribution::of(&logits).unwrap(),
+                &mut logits,
+                &[],
+                0,
+                matching,
+                &ends,
+            )
             .unwrap();
         if tokenizer.is_end(pick.id) {
             return Some(String::from_utf8(text).unwrap());

@@ -375,12 +375,13 @@ impl Model {
                     output: Output::Logits,
                 })
                 .collect();
-            let (logits, _) = session.step(Batch {
+            let outputs = session.step(Batch {
                 rows: &rows,
                 tables: &[&table],
                 adapters: &[adapter.map_or(0, Adapter::id)],
             })?;
-            out.extend(logits.chunks_exact(self.vocabulary()).map(<[f32]>::to_vec));
+            let logits = outputs.logits.chunks_exact(self.vocabulary());
+            out.extend(logits.map(<[f32]>::to_vec));
         }
         Ok(out)
     }

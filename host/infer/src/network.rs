@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::adapter::AdapterFile;
 use crate::ops::Batch;
+use crate::sampling::Distribution;
 use crate::{Error, Result};
 
 /// A model that can run.
@@ -48,6 +49,16 @@ pub(crate) trait Session: Send {
     fn pages(&self) -> usize;
     /// Bytes of a KV page.
     fn page_bytes(&self) -> usize;
-    /// Computes the rows, and gives their outputs in their order: logits, and hidden states.
-    fn step(&mut self, batch: Batch<'_>) -> Result<(&mut [f32], &[f32])>;
+    /// Computes the rows, and gives their outputs in their order.
+    fn step(&mut self, batch: Batch<'_>) -> Result<Outputs<'_>>;
+}
+
+/// What a step gives.
+pub(crate) struct Outputs<'a> {
+    /// The logits of those rows that were to have some, one row after the other.
+    pub(crate) logits: &'a mut [f32],
+    /// Their distributions, where the step formed them; else shorter. `None` for logits that are not finite.
+    pub(crate) distributions: &'a [Option<Distribution>],
+    /// The hidden states of those rows that were to have some.
+    pub(crate) hidden: &'a [f32],
 }

@@ -9,6 +9,7 @@
 
 use crate::Result;
 use crate::quant::TensorType;
+use crate::sampling::Distribution;
 
 /// A matrix as it lies in the model's file.
 #[derive(Clone, Copy)]
@@ -263,4 +264,25 @@ pub(crate) trait Executor: Send + 'static {
     ) -> Result<()>;
     /// Copies the first `rows` rows to the host.
     fn read(&mut self, x: &Self::Buffer, rows: usize, out: &mut Vec<f32>) -> Result<()>;
+    /// The first `rows` rows on the host: where they lie, if that is the host's memory, else copied to `spare`.
+    fn host<'a>(
+        &mut self,
+        x: &'a mut Self::Buffer,
+        rows: usize,
+        spare: &'a mut Vec<f32>,
+    ) -> Result<&'a mut [f32]> {
+        self.read(x, rows, spare)?;
+        Ok(spare)
+    }
+    /// The distributions of `rows` rows of logits on the host, where the device has threads to form them side by side;
+    /// else none. `None` for a row that has none.
+    fn distributions(
+        &mut self,
+        _logits: &[f32],
+        _rows: usize,
+        out: &mut Vec<Option<Distribution>>,
+    ) -> Result<()> {
+        out.clear();
+        Ok(())
+    }
 }

@@ -21,7 +21,10 @@ pub(crate) struct Pick {
 }
 
 /// Log-probabilities of one row of logits.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Distribution {
+    /// The id of the largest logit, the lowest of equals.
+    best: u32,
     /// log of the sum of exp of all logits.
     log_sum: f32,
     pub(crate) entropy: f32,
@@ -37,6 +40,7 @@ impl Distribution {
         }
         let entropy = (sum.ln() - weighted / sum).max(0.0) as f32;
         Ok(Self {
+            best: first(logits, most).unwrap_or(0),
             log_sum: most + sum.ln() as f32,
             entropy,
         })
@@ -65,10 +69,14 @@ fn largest(logits: &[f32]) -> f32 {
 
 /// The id of the largest logit, the lowest of equals.
 fn likeliest(logits: &[f32]) -> Option<u32> {
-    let most = largest(logits);
+    first(logits, largest(logits))
+}
+
+/// The first id with this logit.
+fn first(logits: &[f32], wanted: f32) -> Option<u32> {
     (0u32..)
         .zip(logits)
-        .find(|(_, logit)| **logit == most)
+        .find(|(_, logit)| **logit == wanted)
         .map(|(id, _)| id)
 }
 
@@ -172,9 +180,21 @@ impl Sampler {
         }
     }
 
-    /// Picks a token that is none of `banned`. Changes the logits.
-    pub(crate) fn pick(&mut self, logits: &mut [f32], banned: &[u32], top: usize) -> Result<Pick> {
-        self.pick_with(logits, banned, top, |_, _| Ok(true))
+    /// As [`Self::pick_from`], with the distribution formed here.
+    #[cfg(test)]
+    fn pick(&mut self, logits: &mut [f32], banned: &[u32], top: usize) -> Result<Pick> {
+        self.pick_from(Distribution::of(logits)?, logits, banned, top)
+    }
+
+    /// Picks a token that is none of `banned`. Changes the logits, whose distribution is given.
+    pub(crate) fn pick_from(
+        &mut self,
+        distribution: Distribution,
+        logits: &mut [f32],
+        banned: &[u32],
+        top: usize,
+    ) -> Result<Pick> {
+        self.pick_with(distribution, logits, banned, top, None)
     }
 
     /// Picks a token that is none of `banned` and that the grammar has next; `ends` knows the tokens that end
@@ -182,48 +202,56 @@ impl Sampler {
     /// mask over the vocabulary is not needed.
     pub(crate) fn pick_of(
         &mut self,
+        distribution: Distribution,
         logits: &mut [f32],
         banned: &[u32],
         top: usize,
         grammar: &mut Matching,
         ends: &dyn Fn(u32) -> bool,
     ) -> Result<Pick> {
-        self.pick_with(logits, banned, top, |logits, greedy| {
-            if greedy {
-                let best = likeliest(logits).filter(|id| logits[*id as usize] > f32::NEG_INFINITY);
-                if let Some(id) = best
-                    && grammar.allows(id, ends(id))?
-                {
-                    return Ok(true);
-                }
-            }
-            grammar.mask(logits)?;
-            Ok(false)
-        })
+        let grammar = Some((grammar, ends));
+        self.pick_with(distribution, logits, banned, top, grammar)
     }
 
-    /// `narrow` takes tokens out of the logits, once biases, penalties and bans are in them; it is told whether
-    /// only the likeliest matters, and says whether that was left as it was.
     fn pick_with(
         &mut self,
+        distribution: Distribution,
         logits: &mut [f32],
         banned: &[u32],
         top: usize,
-        narrow: impl FnOnce(&mut [f32], bool) -> Result<bool>,
+        grammar: Option<(&mut Matching, &dyn Fn(u32) -> bool)>,
     ) -> Result<Pick> {
-        let distribution = Distribution::of(logits)?;
         let top = best(logits, top)
             .into_iter()
             .map(|(id, logit)| (id, distribution.logprob(logit)))
             .collect();
         let changed = self.adjust(logits, banned);
         let greedy = self.sampling.temperature == 0.0;
-        let free = narrow(logits, greedy)?;
-        let id = if greedy {
-            likeliest(logits)
-        } else {
-            self.draw(logits)
+        // What was the best still is, unless it was changed itself or another one came up to it.
+        let most = logits.get(distribution.best as usize).copied();
+        let overtaken = changed
+            .iter()
+            .any(|(id, _)| *id == distribution.best || logits.get(*id as usize).copied() >= most);
+        let mut id = match (greedy, overtaken) {
+            (false, _) => None,
+            (true, false) => Some(distribution.best),
+            (true, true) => likeliest(logits),
         };
+        let mut free = true;
+        if let Some((grammar, ends)) = grammar {
+            let wanted = id.filter(|id| logits[*id as usize] > f32::NEG_INFINITY);
+            free = match wanted {
+                Some(id) => grammar.allows(id, ends(id))?,
+                None => false,
+            };
+            if !free {
+                grammar.mask(logits)?;
+                id = likeliest(logits).filter(|_| greedy);
+            }
+        }
+        if !greedy {
+            id = self.draw(logits);
+        }
         let Some(id) = id.filter(|id| logits[*id as usize] > f32::NEG_INFINITY) else {
             return Err(Error::Invalid(match free {
                 true => "every token is banned".into(),

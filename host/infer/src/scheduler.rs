@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::engine::{EngineOptions, Inbox, Shared};
 use crate::fairness::{ANSWER_COST, PROMPT_COST};
 use crate::model::Model;
-use crate::network::Session;
+use crate::network::{Outputs, Session};
 use crate::ops::{Batch, Output, PAGE_TOKENS, Row};
 use crate::pace::{Pace, retry_after};
 use crate::prefix::Pages;
@@ -246,7 +246,11 @@ impl Scheduler {
             tables: &tables,
             adapters: &adapters,
         });
-        let (logits, hidden) = match outcome {
+        let Outputs {
+            logits,
+            distributions,
+            hidden,
+        } = match outcome {
             Ok(outputs) => outputs,
             Err(error) => {
                 // The device failed for the whole batch; those that were in it are told, the others go on.
@@ -264,7 +268,9 @@ impl Scheduler {
         for sequence in &mut self.active {
             sequence.advance(&mut self.pages);
         }
-        let mut logits = logits.chunks_exact_mut(self.model.vocabulary());
+        let logits = logits.chunks_exact_mut(self.model.vocabulary());
+        let known = distributions.iter().copied().chain(std::iter::repeat(None));
+        let mut logits = logits.zip(known);
         let states = self
             .rows
             .iter()
@@ -278,7 +284,9 @@ impl Scheduler {
             let outcome: Result<bool> = match row.output {
                 Output::None => continue,
                 Output::Logits => match logits.next() {
-                    Some(logits) => sequence.use_logits(position, logits, &self.model),
+                    Some((logits, known)) => {
+                        sequence.use_logits(position, logits, known, &self.model)
+                    }
                     None => continue,
                 },
                 Output::Hidden => match hidden.next() {

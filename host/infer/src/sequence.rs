@@ -217,20 +217,21 @@ impl Sequence {
         }
     }
 
-    /// Uses the logits after the token at `position`. True at the end.
+    /// Uses the logits after the token at `position`; their distribution may be known. True at the end.
     pub(crate) fn use_logits(
         &mut self,
         position: usize,
         logits: &mut [f32],
+        known: Option<Distribution>,
         model: &Model,
     ) -> Result<bool> {
         self.used = position + 1;
+        let distribution = known.map_or_else(|| Distribution::of(logits), Ok)?;
         match &mut self.goal {
-            Goal::Generate(_) => self.next_token(logits, model),
+            Goal::Generate(_) => self.next_token(logits, distribution, model),
             Goal::Score {
                 scores, top, last, ..
             } => {
-                let distribution = Distribution::of(logits)?;
                 if let Some(id) = self.tokens.get(position + 1).or(last.as_ref()) {
                     let logprob = Some(distribution.logprob(logits[*id as usize]));
                     scores.push(TokenScore {
@@ -286,7 +287,12 @@ impl Sequence {
     }
 
     /// Picks the next token and sends what may leave. True at the end.
-    fn next_token(&mut self, logits: &mut [f32], model: &Model) -> Result<bool> {
+    fn next_token(
+        &mut self,
+        logits: &mut [f32],
+        distribution: Distribution,
+        model: &Model,
+    ) -> Result<bool> {
         let Goal::Generate(generating) = &mut self.goal else {
             return Ok(false);
         };
@@ -304,12 +310,19 @@ impl Sequence {
             entropy,
             top,
         } = match &mut generating.grammar {
-            None => generating.sampler.pick(logits, &banned, generating.top)?,
+            None => generating
+                .sampler
+                .pick_from(distribution, logits, &banned, generating.top)?,
             Some(grammar) => {
                 let ends = |id| tokenizer.is_end(id);
-                generating
-                    .sampler
-                    .pick_of(logits, &banned, generating.top, grammar, &ends)?
+                generating.sampler.pick_of(
+                    distribution,
+                    logits,
+                    &banned,
+                    generating.top,
+                    grammar,
+                    &ends,
+                )?
             }
         };
         generating.first_token.get_or_insert_with(Instant::now);

@@ -13,7 +13,7 @@ use crate::{
     id::TraceId,
     local::{self, LocalRequest},
     model::Ready,
-    pipeline::Generation,
+    pipeline::{Generation, ReadyArm},
     request::{ApiRequest, Endpoint, Request},
 };
 
@@ -128,15 +128,15 @@ fn parsed(core: &Core, endpoint: Endpoint, body: Bytes) -> Result<Request, ApiEr
 async fn explain(core: &Core, request: &Request, asked: Asked) -> Result<Value, ApiError> {
     let generation = core.generation.load_full();
     let deadline = Instant::now() + generation.config.server.request_timeout.0;
-    let (arm, backend, adapter) = arm(&generation, &request.model, asked.arm.as_deref())?;
-    let ready = tokio::time::timeout_at(deadline.into(), backend.ready()).await;
+    let arm = arm(&generation, &request.model, asked.arm.as_deref())?;
+    let ready = tokio::time::timeout_at(deadline.into(), arm.backend.clone().ready()).await;
     let model = match ready.unwrap_or_else(|_| Err(ApiError::late()))? {
         Ready::Local(model) => model,
         Ready::Upstream(_) => {
             return Err(ApiError::invalid(
                 format!(
-                    "the arm `{arm}` of `{}` is remote; only models in this process can be explained",
-                    request.model
+                    "the arm `{}` of `{}` is remote; only models in this process can be explained",
+                    arm.name, request.model
                 ),
                 Some("model"),
             ));
@@ -144,7 +144,7 @@ async fn explain(core: &Core, request: &Request, asked: Asked) -> Result<Value, 
     };
     let mut local = LocalRequest::read(request, &model.sampling())?;
     local.generate.deadline = Some(deadline);
-    local.generate.adapter = adapter.and_then(|name| model.adapter(&name));
+    local.generate.adapter = arm.adapter.as_ref().and_then(|name| model.adapter(name));
     let mut ask = infer::ExplainRequest::new(local.generate);
     ask.answer = asked.answer;
     ask.targets = match asked.targets {
@@ -167,15 +167,15 @@ async fn explain(core: &Core, request: &Request, asked: Asked) -> Result<Value, 
         },
         _ => local::api_error(&error),
     })?;
-    Ok(rendered(&request.model, &arm, unit, &explained))
+    Ok(rendered(&request.model, &arm.name, unit, &explained))
 }
 
-/// The arm that is meant, and what answers for it.
-fn arm(
-    generation: &Generation,
+/// The arm that is meant.
+fn arm<'g>(
+    generation: &'g Generation,
     model: &str,
     name: Option<&str>,
-) -> Result<(Arc<str>, crate::model::Backend, Option<Arc<str>>), ApiError> {
+) -> Result<&'g ReadyArm, ApiError> {
     let pipeline = generation
         .pipeline_for(model)
         .ok_or_else(|| ApiError::unknown_model(model))?;
@@ -183,7 +183,7 @@ fn arm(
         None => pipeline.arms.first(),
         Some(name) => pipeline.arms.iter().find(|arm| *arm.name == *name),
     };
-    let found = found.ok_or_else(|| {
+    found.ok_or_else(|| {
         let names: Vec<&str> = pipeline.arms.iter().map(|arm| &*arm.name).collect();
         ApiError::invalid(
             format!(
@@ -193,12 +193,7 @@ fn arm(
             ),
             Some("arm"),
         )
-    })?;
-    Ok((
-        found.name.clone(),
-        found.backend.clone(),
-        found.adapter.clone(),
-    ))
+    })
 }
 
 fn unit_named(name: &str) -> Result<Unit, ApiError> {

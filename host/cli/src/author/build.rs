@@ -103,12 +103,12 @@ fn rust(project: &Project) -> Result<Vec<u8>> {
     // The last .wasm file is the project's own: cargo names what it depends on first.
     let component = String::from_utf8_lossy(&output.stdout)
         .lines()
+        .rev()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| {
+        .find_map(|message| {
             let files = message.get("filenames")?.as_array()?.clone();
             files.into_iter().find_map(|file| file.as_str().filter(|file| file.ends_with(".wasm")).map(PathBuf::from))
         })
-        .last()
         .context("cargo made no .wasm file: [lib] in Cargo.toml must have crate-type = [\"cdylib\", \"rlib\"]")?;
     fs::read(&component).with_context(|| format!("cannot read {}", component.display()))
 }

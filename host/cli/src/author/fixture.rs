@@ -166,7 +166,8 @@ fn compare(path: &str, expected: &Value, got: &Value, found: &mut Vec<String>) {
                 b.as_f64().unwrap_or(f64::NAN),
             );
             // Written by hand, so not to the last bit.
-            if !((a - b).abs() <= 1e-6 * a.abs().max(1.0)) {
+            let near = (a - b).abs() <= 1e-6 * a.abs().max(1.0);
+            if !near {
                 found.push(format!("{path}: expected {expected}, got {got}"));
             }
         }

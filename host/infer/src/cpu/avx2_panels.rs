@@ -1,18 +1,24 @@
-#![allow(unsafe_code, reason = "SIMD intrinsics, which read through pointers")]
-//! Products of a group of weights with many rows of activations, for processors with AVX2, FMA and F16C.
+#![allow(
+    unsafe_code,
+    reason = "SIMD intrinsics and assembly, which read through pointers"
+)]
+//! Products of one or two groups with many rows of activations, for processors with AVX2, FMA and F16C.
 //!
-//! The group's weights are spread out to words once; then each panel of 8 rows reads them. What a row gets is bit for
-//! bit what the kernels of few rows in `avx2` give it: the same integers, and the same f32 operations in the same
-//! order.
+//! The groups' weights are spread out to words, as many blocks of them as the first cache holds; then each panel of rows
+//! reads them. What a row gets is bit for bit what the kernels of few rows in `avx2` give it: the same integers, and the
+//! same f32 operations in the same order.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::panels::{PAIRS, PANEL, PANEL_WORDS, Panels};
-use super::tiles::{BLOCK, LANES, SHARE, Tiles};
+use super::tiles::{BLOCK, LANES, RoundedRow, SHARE, Tiles};
 use crate::quant::{IQ4_NL, TensorType};
 
 /// f32 words of a block of spread weights: 16 vectors of pairs of words, the scales of both halves, the minima.
 const SPREAD: usize = 8 * PAIRS + 3 * LANES;
+/// Most blocks that are spread out at once: two groups of them are 24 KiB.
+const MOST_BLOCKS: usize = 20;
 
 /// How the sums of a block become f32.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,119 +31,295 @@ enum Form {
     Halves,
 }
 
-/// Products of a group with all panels, given to `write(row, products)`. `scratch` is overwritten.
+/// The sums of a panel's rows with `G` groups.
+type Sums<const G: usize> = [[[f32; LANES]; G]; PANEL];
+
+/// Products of `G` groups from `first` on with all panels, given to `write(row, group - first, products)`. `scratch` is
+/// overwritten.
 ///
 /// # Safety
 /// AVX2, FMA and F16C were detected.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn group_products(
+pub(super) fn group_products<const G: usize>(
     tiles: &Tiles,
-    group: usize,
+    first: usize,
     panels: &Panels,
     scratch: &mut Vec<f32>,
-    write: &mut impl FnMut(usize, [f32; LANES]),
+    write: &mut impl FnMut(usize, usize, [f32; LANES]),
 ) {
     let blocks = tiles.columns / BLOCK;
-    scratch.resize(blocks * SPREAD, 0.0);
-    let form = spread(tiles, tiles.group(group), blocks, scratch);
-    for (index, panel) in panels.panels().enumerate() {
-        debug_assert_eq!(panel.len(), blocks * PANEL_WORDS);
-        let mut out = [[0f32; LANES]; PANEL];
-        // SAFETY: both have `blocks` blocks of their size.
-        unsafe {
-            match form {
-                Form::Plain => products::<0>(scratch.as_ptr(), panel.as_ptr(), blocks, &mut out),
-                Form::Minima => products::<1>(scratch.as_ptr(), panel.as_ptr(), blocks, &mut out),
-                Form::Halves => products::<2>(scratch.as_ptr(), panel.as_ptr(), blocks, &mut out),
+    // Parts of about one size. A part begins with a header, where there are headers.
+    let mut size = blocks.div_ceil(blocks.div_ceil(MOST_BLOCKS).max(1));
+    if tiles.shared() {
+        size = size.next_multiple_of(SHARE);
+    }
+    let count = panels.panels().len();
+    let spread_words = G * size * SPREAD;
+    let kept_words = if size < blocks {
+        count * G * PANEL * LANES
+    } else {
+        0
+    };
+    if scratch.len() < spread_words + kept_words {
+        scratch.resize(spread_words + kept_words, 0.0);
+    }
+    let (weights, kept) = scratch[..spread_words + kept_words].split_at_mut(spread_words);
+    let mut from = 0;
+    while from < blocks {
+        let part = size.min(blocks - from);
+        let mut form = Form::Plain;
+        for (group, out) in (first..first + G).zip(weights.chunks_exact_mut(size * SPREAD)) {
+            form = spread(tiles, tiles.group_from(group, from), part, out);
+        }
+        for (index, panel) in panels.panels().enumerate() {
+            let panel = &panel[from * PANEL_WORDS..(from + part) * PANEL_WORDS];
+            let mut sums: Sums<G> = [[[0.0; LANES]; G]; PANEL];
+            let mut kept = kept
+                .as_chunks_mut::<{ LANES }>()
+                .0
+                .chunks_exact_mut(PANEL * G);
+            let kept = kept.nth(index).unwrap_or_default().as_chunks_mut::<G>().0;
+            if from > 0 {
+                sums.copy_from_slice(kept);
+            }
+            // SAFETY: the panel has `part` blocks, and so has each group's share of the weights.
+            unsafe {
+                let weights = std::array::from_fn(|g| weights.as_ptr().add(g * size * SPREAD));
+                let panel = panel.as_ptr();
+                match form {
+                    Form::Plain => products::<0, G>(weights, panel, part, &mut sums),
+                    Form::Minima => products::<1, G>(weights, panel, part, &mut sums),
+                    Form::Halves => products::<2, G>(weights, panel, part, &mut sums),
+                }
+            }
+            if from + part < blocks {
+                kept.copy_from_slice(&sums);
+                continue;
+            }
+            for (lane, sums) in sums.into_iter().enumerate() {
+                for (group, sums) in sums.into_iter().enumerate() {
+                    write(index * PANEL + lane, group, sums);
+                }
             }
         }
-        for (lane, out) in out.into_iter().enumerate() {
-            write(index * PANEL + lane, out);
+        from += part;
+    }
+}
+
+/// As [`pack`](super::panels::pack).
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn pack(x: &RoundedRow<'_>, panel: &mut [u32]) {
+    let (columns, blocks) = (x.word.len() / PANEL, x.scale.len() / PANEL);
+    assert!(columns == blocks * BLOCK && x.sum.len() == x.scale.len());
+    let blocks = panel.chunks_exact_mut(PANEL_WORDS).enumerate().take(blocks);
+    let stride = x.scale.len() / PANEL;
+    for (block, out) in blocks {
+        for four in 0..PAIRS / 4 {
+            // SAFETY: row `r` has 8 words from there on, as compared above; `out` is a block of a panel, of which each
+            // four pairs of four rows are 64 bytes.
+            unsafe {
+                let at = |row: usize| {
+                    x.word
+                        .as_ptr()
+                        .add(row * columns + block * BLOCK + 8 * four)
+                };
+                let [a, b, c, d] = [0, 1, 2, 3].map(|row| _mm_loadu_si128(at(row).cast()));
+                let (near, far) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
+                let (near2, far2) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
+                let to = out.as_mut_ptr().add(4 * PANEL * four).cast::<__m128i>();
+                _mm_storeu_si128(to, _mm_unpacklo_epi64(near, far));
+                _mm_storeu_si128(to.add(1), _mm_unpackhi_epi64(near, far));
+                _mm_storeu_si128(to.add(2), _mm_unpacklo_epi64(near2, far2));
+                _mm_storeu_si128(to.add(3), _mm_unpackhi_epi64(near2, far2));
+            }
+        }
+        for row in 0..PANEL {
+            out[PAIRS * PANEL + row] = x.scale[row * stride + block].to_bits();
+            out[PAIRS * PANEL + PANEL + row] = x.sum[row * stride + block].to_bits();
         }
     }
 }
 
-/// One panel. `FORM`: 0 plain, 1 with minima, 2 in halves.
+/// One panel with `G` groups. `FORM`: 0 plain, 1 with minima, 2 in halves.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn products<const FORM: u8>(
-    mut weights: *const f32,
+unsafe fn products<const FORM: u8, const G: usize>(
+    mut weights: [*const f32; G],
     mut panel: *const u32,
     blocks: usize,
-    sums: &mut [[f32; LANES]; PANEL],
+    sums: &mut Sums<G>,
 ) {
     for _ in 0..blocks {
-        // SAFETY: the caller's, for both pointers.
+        // SAFETY: the caller's, for all pointers.
         unsafe {
-            let numbers = weights.add(8 * PAIRS);
+            let numbers = weights.map(|weights| weights.add(8 * PAIRS));
             let scales = panel.add(PAIRS * PANEL).cast::<f32>();
             if FORM == 2 {
                 let near = add_pairs(weights, panel, PAIRS / 2);
-                let far = add_pairs(
-                    weights.add(8 * PAIRS / 2),
-                    panel.add(PAIRS / 2 * PANEL),
-                    PAIRS / 2,
-                );
-                let [first, second] = [0, LANES].map(|at| _mm256_loadu_ps(numbers.add(at)));
+                let behind = weights.map(|weights| weights.add(8 * PAIRS / 2));
+                let far = add_pairs(behind, panel.add(PAIRS / 2 * PANEL), PAIRS / 2);
                 for row in 0..PANEL {
                     let of_row = _mm256_broadcast_ss(&*scales.add(row));
-                    let sum = &mut sums[row];
-                    let mut all = _mm256_loadu_ps(sum.as_ptr());
-                    all = _mm256_fmadd_ps(
-                        _mm256_cvtepi32_ps(near[row]),
-                        _mm256_mul_ps(first, of_row),
-                        all,
-                    );
-                    all = _mm256_fmadd_ps(
-                        _mm256_cvtepi32_ps(far[row]),
-                        _mm256_mul_ps(second, of_row),
-                        all,
-                    );
-                    _mm256_storeu_ps(sum.as_mut_ptr(), all);
+                    for g in 0..G {
+                        let [first, second] =
+                            [0, LANES].map(|at| _mm256_loadu_ps(numbers[g].add(at)));
+                        let sum = &mut sums[row][g];
+                        let mut all = _mm256_loadu_ps(sum.as_ptr());
+                        let near = _mm256_cvtepi32_ps(near[row][g]);
+                        all = _mm256_fmadd_ps(near, _mm256_mul_ps(first, of_row), all);
+                        let far = _mm256_cvtepi32_ps(far[row][g]);
+                        all = _mm256_fmadd_ps(far, _mm256_mul_ps(second, of_row), all);
+                        _mm256_storeu_ps(sum.as_mut_ptr(), all);
+                    }
                 }
             } else {
                 let whole = add_pairs(weights, panel, PAIRS);
-                let own = _mm256_loadu_ps(numbers);
-                let minima = _mm256_loadu_ps(numbers.add(2 * LANES));
                 for row in 0..PANEL {
                     let of_row = _mm256_broadcast_ss(&*scales.add(row));
-                    let sum = &mut sums[row];
-                    let mut all = _mm256_loadu_ps(sum.as_ptr());
-                    if FORM == 1 {
-                        let sum_of_row = _mm256_broadcast_ss(&*scales.add(PANEL + row));
-                        all = _mm256_fmadd_ps(minima, sum_of_row, all);
+                    let sum_of_row = _mm256_broadcast_ss(&*scales.add(PANEL + row));
+                    for g in 0..G {
+                        let own = _mm256_loadu_ps(numbers[g]);
+                        let sum = &mut sums[row][g];
+                        let mut all = _mm256_loadu_ps(sum.as_ptr());
+                        if FORM == 1 {
+                            let minima = _mm256_loadu_ps(numbers[g].add(2 * LANES));
+                            all = _mm256_fmadd_ps(minima, sum_of_row, all);
+                        }
+                        let whole = _mm256_cvtepi32_ps(whole[row][g]);
+                        all = _mm256_fmadd_ps(whole, _mm256_mul_ps(own, of_row), all);
+                        _mm256_storeu_ps(sum.as_mut_ptr(), all);
                     }
-                    all = _mm256_fmadd_ps(
-                        _mm256_cvtepi32_ps(whole[row]),
-                        _mm256_mul_ps(own, of_row),
-                        all,
-                    );
-                    _mm256_storeu_ps(sum.as_mut_ptr(), all);
                 }
             }
-            weights = weights.add(SPREAD);
+            weights = weights.map(|weights| weights.add(SPREAD));
             panel = panel.add(PANEL_WORDS);
         }
     }
 }
 
-/// The integer sums of 8 rows over `pairs` pairs of columns.
+/// The integer sums of a panel's rows over `pairs` pairs of columns, a multiple of 8.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn add_pairs(weights: *const f32, panel: *const u32, pairs: usize) -> [__m256i; PANEL] {
-    let mut sums = [_mm256_setzero_si256(); PANEL];
-    for pair in 0..pairs {
-        // SAFETY: the caller's: `pairs` vectors of weights, `pairs` times 8 words of activations.
-        unsafe {
-            let w = _mm256_loadu_si256(weights.add(8 * pair).cast());
+unsafe fn add_pairs<const G: usize>(
+    weights: [*const f32; G],
+    panel: *const u32,
+    pairs: usize,
+) -> [[__m256i; G]; PANEL] {
+    let mut sums = [[_mm256_setzero_si256(); G]; PANEL];
+    // SAFETY: the caller's: `pairs` vectors of weights, `pairs` times 4 words of activations.
+    unsafe {
+        if G == 2 {
+            for eight in (0..pairs).step_by(8) {
+                add_eight_pairs(
+                    weights.map(|w| w.add(8 * eight)),
+                    panel.add(eight * PANEL),
+                    &mut sums,
+                );
+            }
+            return sums;
+        }
+        for pair in 0..pairs {
             let x = panel.add(pair * PANEL).cast::<i32>();
-            for (row, sum) in sums.iter_mut().enumerate() {
-                let product = _mm256_madd_epi16(w, _mm256_set1_epi32(*x.add(row)));
-                *sum = _mm256_add_epi32(*sum, product);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let x = _mm256_set1_epi32(*x.add(row));
+                for (sum, w) in sums.iter_mut().zip(weights) {
+                    let w = _mm256_loadu_si256(w.add(8 * pair).cast());
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, x));
+                }
             }
         }
     }
     sums
+}
+
+/// Loads both groups' weights of a pair of columns.
+macro_rules! load {
+    ($pair:literal) => {
+        concat!(
+            "vmovdqu {w0}, [{first} + 32*",
+            $pair,
+            "]\n",
+            "vmovdqu {w1}, [{second} + 32*",
+            $pair,
+            "]\n",
+        )
+    };
+}
+
+/// Adds the products of a row's pair with both groups to the sums named.
+macro_rules! row {
+    ($pair:literal, $row:literal, $sum0:literal, $sum1:literal) => {
+        concat!(
+            "vpbroadcastd {x}, dword ptr [{panel} + 16*",
+            $pair,
+            " + 4*",
+            $row,
+            "]\n",
+            "vpmaddwd {t}, {w0}, {x}\n",
+            "vpmaddwd {x}, {w1}, {x}\n",
+            "vpaddd {",
+            $sum0,
+            "}, {",
+            $sum0,
+            "}, {t}\n",
+            "vpaddd {",
+            $sum1,
+            "}, {",
+            $sum1,
+            "}, {x}\n",
+        )
+    };
+}
+
+/// One pair of columns.
+macro_rules! pair {
+    ($pair:literal) => {
+        concat!(
+            load!($pair),
+            row!($pair, 0, "s0", "s1"),
+            row!($pair, 1, "s2", "s3"),
+            row!($pair, 2, "s4", "s5"),
+            row!($pair, 3, "s6", "s7"),
+        )
+    };
+}
+
+/// Adds 8 pairs of columns to the sums of two groups; what there is beside two is ignored.
+///
+/// In assembly, because the compiler reorders the additions of what it unrolls so that the sums do not fit into the
+/// registers any more.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn add_eight_pairs<const G: usize>(
+    weights: [*const f32; G],
+    panel: *const u32,
+    sums: &mut [[__m256i; G]; PANEL],
+) {
+    let last = G - 1;
+    let [mut a, mut b, mut c, mut d] = *sums;
+    // SAFETY: the caller's, for what the pointers name; nothing is written but the registers named.
+    unsafe {
+        asm!(
+            pair!(0), pair!(1), pair!(2), pair!(3), pair!(4), pair!(5), pair!(6), pair!(7),
+            first = in(reg) weights[0],
+            second = in(reg) weights[last],
+            panel = in(reg) panel,
+            s0 = inout(ymm_reg) a[0],
+            s1 = inout(ymm_reg) a[last],
+            s2 = inout(ymm_reg) b[0],
+            s3 = inout(ymm_reg) b[last],
+            s4 = inout(ymm_reg) c[0],
+            s5 = inout(ymm_reg) c[last],
+            s6 = inout(ymm_reg) d[0],
+            s7 = inout(ymm_reg) d[last],
+            w0 = out(ymm_reg) _,
+            w1 = out(ymm_reg) _,
+            x = out(ymm_reg) _,
+            t = out(ymm_reg) _,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    *sums = [a, b, c, d];
 }
 
 /// Where the parts of a block of spread weights are written.

@@ -10,7 +10,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
 
 use super::attention::{QUERIES, Query};
-use super::panels::Panels;
+use super::panels::{self, Panels};
 use super::scalar;
 use super::tiles::{LANES, Rounded, RoundedRow, Tiles, round_row};
 use crate::memory::Plain;
@@ -157,41 +157,84 @@ pub(crate) fn has_panels(level: Level) -> bool {
     level != Level::Scalar
 }
 
-/// The products of a group's 8 rows with `rows` rows of activations, given to `write(row, products)`.
+/// Writes 4 rounded rows into a panel.
+pub(crate) fn pack_panel(level: Level, x: &RoundedRow<'_>, panel: &mut [u32]) {
+    match level {
+        Level::Scalar => panels::pack(x, panel),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        Level::Avx2 => unsafe { avx2_panels::pack(x, panel) },
+    }
+}
+
+/// The products of the 8 rows of each of `groups` (at most two) with `rows` rows of activations, given to
+/// `write(row, group, products)`.
 pub(crate) fn group_products(
     level: Level,
     tiles: &Tiles,
-    group: usize,
+    groups: Range<usize>,
     (x, panels): (&Rounded, &Panels),
     rows: usize,
     scratch: &mut Vec<f32>,
-    mut write: impl FnMut(usize, [f32; LANES]),
+    mut write: impl FnMut(usize, usize, [f32; LANES]),
 ) {
     match level {
-        Level::Scalar => scalar::group_products(tiles, group, x, 0..rows, write),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => {
-            if panels.rows() > 0 {
-                // SAFETY: the level was detected.
-                unsafe { avx2_panels::group_products(tiles, group, panels, scratch, &mut write) }
-            }
-            // As many rows as their sums fit into the registers share the unpacked weights.
-            let most = tiles.rows_at_once();
-            let mut row = panels.rows();
-            while row < rows {
-                // SAFETY: the level was detected.
-                row += unsafe {
-                    match (rows - row).min(most) {
-                        1 => avx2::group_products::<1>(tiles, group, x, row, &mut write),
-                        2 => avx2::group_products::<2>(tiles, group, x, row, &mut write),
-                        3 => avx2::group_products::<3>(tiles, group, x, row, &mut write),
-                        4 => avx2::group_products::<4>(tiles, group, x, row, &mut write),
-                        5 => avx2::group_products::<5>(tiles, group, x, row, &mut write),
-                        _ => avx2::group_products::<6>(tiles, group, x, row, &mut write),
-                    }
-                };
+        Level::Scalar => {
+            for group in groups {
+                scalar::group_products(tiles, group, x, 0..rows, |row, products| {
+                    write(row, group, products);
+                });
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            let first = groups.start;
+            if panels.rows() > 0 {
+                let mut write = |row, group, products| write(row, first + group, products);
+                // SAFETY: the level was detected.
+                unsafe {
+                    match groups.len() {
+                        2 => avx2_panels::group_products::<2>(
+                            tiles, first, panels, scratch, &mut write,
+                        ),
+                        _ => avx2_panels::group_products::<1>(
+                            tiles, first, panels, scratch, &mut write,
+                        ),
+                    }
+                }
+            }
+            for group in groups {
+                let mut write = |row, products| write(row, group, products);
+                few_products(tiles, group, x, panels.rows()..rows, &mut write);
+            }
+        }
+    }
+}
+
+/// The products of a group with some rows: as many at a time as their sums fit into the registers share the unpacked
+/// weights.
+#[cfg(target_arch = "x86_64")]
+fn few_products(
+    tiles: &Tiles,
+    group: usize,
+    x: &Rounded,
+    mut rows: Range<usize>,
+    write: &mut impl FnMut(usize, [f32; LANES]),
+) {
+    let most = tiles.rows_at_once();
+    while !rows.is_empty() {
+        let row = rows.start;
+        // SAFETY: the caller detected the level.
+        rows.start += unsafe {
+            match rows.len().min(most) {
+                1 => avx2::group_products::<1>(tiles, group, x, row, write),
+                2 => avx2::group_products::<2>(tiles, group, x, row, write),
+                3 => avx2::group_products::<3>(tiles, group, x, row, write),
+                4 => avx2::group_products::<4>(tiles, group, x, row, write),
+                5 => avx2::group_products::<5>(tiles, group, x, row, write),
+                _ => avx2::group_products::<6>(tiles, group, x, row, write),
+            }
+        };
     }
 }
 
@@ -312,7 +355,6 @@ pub(crate) fn attend<E: CacheElement>(
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    use super::super::panels::{self, PANEL};
     use super::*;
     use crate::memory::HugeArena;
     use crate::ops::Weights;
@@ -373,16 +415,28 @@ mod tests {
                 panels.reset(19, columns);
                 let size = panels.panel_words();
                 for (index, panel) in panels.words.chunks_exact_mut(size).enumerate() {
-                    panels::pack(&act, index * PANEL, panel);
+                    let (c, b) = (index * 4 * columns..(index + 1) * 4 * columns, index * 4 * 16..(index + 1) * 4 * 16);
+                    let mut four = act.clone();
+                    let four = RoundedRow {
+                        high: &mut four.high[c.clone()], low: &mut four.low[c.clone()], word: &mut four.word[c],
+                        scale: &mut four.scale[b.clone()], sum: &mut four.sum[b],
+                    };
+                    pack_panel(Level::Avx2, &four, panel);
+                    let mut plain = vec![0; size];
+                    pack_panel(Level::Scalar, &four, &mut plain);
+                    prop_assert_eq!(&*panel, &*plain);
                 }
                 let (none, mut scratch) = (Panels::default(), Vec::new());
                 prop_assert_eq!((&act.high, &act.low, &act.word), (&plain.high, &plain.low, &plain.word));
-                for group in 0..2 {
+                let mut both = vec![[[0f32; 8]; 2]; 19];
+                group_products(Level::Avx2, &tiles, 0..2, (&act, &panels), 19, &mut scratch, |row, group, products| both[row][group] = products);
+                for group in [0, 1] {
                     let mut all = vec![[0f32; 8]; 19];
-                    group_products(Level::Avx2, &tiles, group, (&act, &panels), 19, &mut scratch, |row, products| all[row] = products);
+                    group_products(Level::Avx2, &tiles, group..group + 1, (&act, &panels), 19, &mut scratch, |row, _, products| all[row] = products);
                     for row in 0..19 {
+                        prop_assert_eq!(both[row][group], all[row]);
                         let one = rounded(Level::Avx2, &x[row * 512..(row + 1) * 512], 1);
-                        group_products(Level::Avx2, &tiles, group, (&one, &none), 1, &mut scratch, |_, products| assert_eq!(products, all[row]));
+                        group_products(Level::Avx2, &tiles, group..group + 1, (&one, &none), 1, &mut scratch, |_, _, products| assert_eq!(products, all[row]));
                         let mut wanted = [0f32; 8];
                     scalar::group_products(&tiles, group, &plain, 0..19, |other, products| {
                         if other == row {

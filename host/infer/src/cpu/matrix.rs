@@ -70,11 +70,11 @@ impl Matrix {
         self.parts.iter().any(|part| matches!(part, Part::Tiles(_)))
     }
 
-    /// Groups of up to 8 rows: the units in which threads share a product.
-    pub(super) fn groups(&self) -> usize {
+    /// The units in which threads share a product: `groups` groups of up to 8 rows, fewer at a part's end.
+    pub(super) fn units(&self, groups: usize) -> usize {
         self.parts
             .iter()
-            .map(|part| part.rows().div_ceil(LANES))
+            .map(|part| part.rows().div_ceil(LANES * groups))
             .sum()
     }
 
@@ -101,37 +101,40 @@ impl Matrix {
         }
     }
 
-    /// The products of a group with each row of `x`, given to `write(row of x, first column, products)`.
+    /// The products of a unit of `groups` groups (1 or 2) with each row of `x`, given to
+    /// `write(row of x, first column, products, how many of them)`.
     pub(super) fn multiply<'a>(
         &self,
         level: Level,
-        mut group: usize,
+        (mut unit, groups): (usize, usize),
         x: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
         (rounded, panels): (&Rounded, &Panels),
         scratch: &mut Vec<f32>,
-        mut write: impl FnMut(usize, usize, &[f32]),
+        mut write: impl FnMut(usize, usize, &[f32; LANES], usize),
     ) {
         let mut first = 0;
         for part in &self.parts {
-            let groups = part.rows().div_ceil(LANES);
-            if group >= groups {
-                group -= groups;
+            let units = part.rows().div_ceil(LANES * groups);
+            if unit >= units {
+                unit -= units;
                 first += part.rows();
                 continue;
             }
-            let (start, lanes) = (group * LANES, (part.rows() - group * LANES).min(LANES));
+            let all = part.rows().div_ceil(LANES);
+            let groups = unit * groups..((unit + 1) * groups).min(all);
+            let lanes = |group: usize| (part.rows() - group * LANES).min(LANES);
             match part {
                 Part::Tiles(tiles) => {
                     debug_assert_eq!(rounded.columns(), tiles.columns, "the activations' width");
                     kernels::group_products(
                         level,
                         tiles,
-                        group,
+                        groups,
                         (rounded, panels),
                         x.len(),
                         scratch,
-                        |row, products| {
-                            write(row, first + start, &products[..lanes]);
+                        |row, group, products| {
+                            write(row, first + group * LANES, &products, lanes(group));
                         },
                     );
                 }
@@ -143,7 +146,7 @@ impl Matrix {
                 } => {
                     let bytes = kind.row_bytes(*columns);
                     scratch.resize(*columns, 0.0);
-                    for row in start..start + lanes {
+                    for row in groups.start * LANES..(groups.end * LANES).min(part.rows()) {
                         kernels::dequantise(
                             level,
                             *kind,
@@ -151,7 +154,9 @@ impl Matrix {
                             scratch,
                         );
                         for (index, x) in x.clone().enumerate() {
-                            write(index, first + row, &[kernels::dot(level, scratch, x)]);
+                            let mut products = [0.0; LANES];
+                            products[0] = kernels::dot(level, scratch, x);
+                            write(index, first + row, &products, 1);
                         }
                     }
                 }

@@ -22,6 +22,7 @@ mod tiles;
 
 pub(crate) use pool::physical_cores;
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::memory::{HugeArena, HugeSlice};
@@ -30,14 +31,15 @@ use crate::ops::{
     Activation, Batch, CacheShape, Device, Executor, HeadShape, PAGE_TOKENS, Reach, RopeOrder,
     Weights, Write,
 };
+use crate::sampling::Distribution;
 use crate::{Error, Result};
 use cache::{Cache, Planes};
 use kernels::Level;
 use matrix::Matrix;
-use panels::{PANEL, Panels};
+use panels::{FEWEST, PANEL, Panels};
 use parts::Parts;
 use pool::Pool;
-use tiles::{BLOCK, Rounded, RoundedRow};
+use tiles::{BLOCK, LANES, Rounded, RoundedRow};
 
 /// A processor with a precision and an instruction set.
 pub(crate) struct Cpu {
@@ -112,22 +114,41 @@ pub(crate) struct CpuExecutor {
     scratch: Vec<Mutex<Vec<f32>>>,
 }
 
+/// Ranges of about one size.
+#[derive(Clone, Copy)]
+struct Split {
+    count: usize,
+    tasks: usize,
+}
+
+impl Split {
+    fn range(self, task: usize) -> Range<usize> {
+        task * self.count / self.tasks..(task + 1) * self.count / self.tasks
+    }
+}
+
 impl CpuExecutor {
     /// Cuts `count` things into one range for each of some tasks, a few for each thread, so that a thread that was held up
     /// leaves its share to the others.
-    fn split(&self, count: usize) -> (usize, usize) {
-        let tasks = count.min(self.scratch.len()).max(1);
-        (tasks, count.div_ceil(tasks))
+    fn split(&self, count: usize) -> Split {
+        Split {
+            count,
+            tasks: count.min(self.scratch.len()).max(1),
+        }
     }
 
-    /// Rounds `rows` rows of `x` into `self.rounded`.
+    /// Rounds `rows` rows of `x` into `self.rounded`, and where they are many also into `self.panels`.
     fn round(&mut self, x: &Buffer, rows: usize) -> Result<()> {
         let (width, blocks, level) = (x.width, x.width / BLOCK, self.level);
-        let (tasks, share) = if rows < 8 {
-            (1, rows)
-        } else {
-            self.split(rows)
+        let panels = match kernels::has_panels(level) && rows >= FEWEST {
+            true => self.panels.reset(rows, width),
+            false => self.panels.reset(0, width),
         };
+        let mut split = self.split(rows.div_ceil(PANEL));
+        if rows < FEWEST {
+            split.tasks = 1;
+        }
+        let size = self.panels.panel_words();
         let rounded = &mut self.rounded;
         rounded.reset(rows, width);
         let (high, low, word) = (
@@ -136,34 +157,30 @@ impl CpuExecutor {
             Parts::new(&mut rounded.word),
         );
         let (scale, sum) = (Parts::new(&mut rounded.scale), Parts::new(&mut rounded.sum));
-        self.pool.run(tasks, &|task| {
-            for row in task * share..((task + 1) * share).min(rows) {
-                // SAFETY: each row is in one task's range, and its parts are its own.
+        let panel_words = Parts::new(&mut self.panels.words);
+        self.pool.run(split.tasks, &|task| {
+            for unit in split.range(task) {
+                let first = unit * PANEL;
+                let count = (rows - first).min(PANEL);
+                // SAFETY: each unit of rows is in one task's range, and its parts are its own.
                 let mut out = unsafe {
                     RoundedRow {
-                        high: high.part(row * width, width),
-                        low: low.part(row * width, width),
-                        word: word.part(row * width, width),
-                        scale: scale.part(row * blocks, blocks),
-                        sum: sum.part(row * blocks, blocks),
+                        high: high.part(first * width, count * width),
+                        low: low.part(first * width, count * width),
+                        word: word.part(first * width, count * width),
+                        scale: scale.part(first * blocks, count * blocks),
+                        sum: sum.part(first * blocks, count * blocks),
                     }
                 };
-                kernels::round(level, x.row(row), &mut out);
+                // A row is whole blocks, so rows that lie one after the other are rounded as one.
+                let x = &x.data[first * width..(first + count) * width];
+                kernels::round(level, x, &mut out);
+                if unit < panels {
+                    // SAFETY: each panel is that of one unit.
+                    let panel = unsafe { panel_words.part(unit * size, size) };
+                    kernels::pack_panel(level, &out, panel);
+                }
             }
-        })?;
-        let panels = match kernels::has_panels(level) {
-            true => self.panels.reset(rows, width),
-            false => self.panels.reset(0, width),
-        };
-        if panels == 0 {
-            return Ok(());
-        }
-        let (size, rounded) = (self.panels.panel_words(), &self.rounded);
-        let words = Parts::new(&mut self.panels.words);
-        self.pool.run(panels, &|panel| {
-            // SAFETY: each panel is one task's.
-            let out = unsafe { words.part(panel * size, size) };
-            panels::pack(rounded, panel * PANEL, out);
         })
     }
 
@@ -175,14 +192,13 @@ impl CpuExecutor {
         body: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<()> {
         let width = out.width;
-        let (tasks, share) = if rows < 4 {
-            (1, rows)
-        } else {
-            self.split(rows)
-        };
+        let mut split = self.split(rows);
+        if rows < 4 {
+            split.tasks = 1;
+        }
         let parts = Parts::new(out.data.as_mut_slice());
-        self.pool.run(tasks, &|task| {
-            for row in task * share..((task + 1) * share).min(rows) {
+        self.pool.run(split.tasks, &|task| {
+            for row in split.range(task) {
                 // SAFETY: each row is in one task's range.
                 body(row, unsafe { parts.part(row * width, width) });
             }
@@ -314,29 +330,38 @@ impl Executor for CpuExecutor {
         if weights.needs_rounding() {
             self.round(x, rows)?;
         }
-        let groups = weights.groups();
-        let (tasks, share) = self.split(groups);
+        // Panels are multiplied with two groups at a time; fewer rows leave more units to share among threads.
+        let groups = if weights.needs_rounding() && self.panels.rows() > 0 {
+            2
+        } else {
+            1
+        };
+        let split = self.split(weights.units(groups));
         let (level, scratch, width) = (self.level, &self.scratch, out.width);
         let rounded = (&self.rounded, &self.panels);
         let parts = Parts::new(out.data.as_mut_slice());
-        self.pool.run(tasks, &|task| {
+        self.pool.run(split.tasks, &|task| {
             let mut scratch = scratch[task].lock().unwrap_or_else(PoisonError::into_inner);
-            for group in task * share..((task + 1) * share).min(groups) {
+            for unit in split.range(task) {
                 weights.multiply(
                     level,
-                    group,
+                    (unit, groups),
                     x.data.chunks_exact(x.width).take(rows),
                     rounded,
                     &mut scratch,
-                    |row, at, products| {
+                    |row, at, products, count| {
                         // SAFETY: the columns of a group are its own, and each group is in one task.
-                        let out = unsafe { parts.part(row * width + at, products.len()) };
-                        match write {
-                            Write::Set => out.copy_from_slice(products),
-                            Write::Add => out
-                                .iter_mut()
-                                .zip(products)
-                                .for_each(|(out, product)| *out += product),
+                        let out = unsafe { parts.part(row * width + at, count) };
+                        match (<&mut [f32; LANES]>::try_from(&mut *out), write) {
+                            // A whole group: of a known size, so no call.
+                            (Ok(out), Write::Set) => *out = *products,
+                            (Ok(out), Write::Add) => {
+                                out.iter_mut().zip(products).for_each(|(out, x)| *out += x);
+                            }
+                            (Err(_), Write::Set) => out.copy_from_slice(&products[..count]),
+                            (Err(_), Write::Add) => {
+                                out.iter_mut().zip(products).for_each(|(out, x)| *out += x);
+                            }
                         }
                     },
                 );
@@ -491,5 +516,32 @@ impl Executor for CpuExecutor {
         out.clear();
         out.extend_from_slice(&x.data[..rows * x.width]);
         Ok(())
+    }
+
+    fn host<'a>(
+        &mut self,
+        x: &'a mut Buffer,
+        rows: usize,
+        _spare: &'a mut Vec<f32>,
+    ) -> Result<&'a mut [f32]> {
+        let len = rows * x.width;
+        Ok(&mut x.data.as_mut_slice()[..len])
+    }
+
+    fn distributions(
+        &mut self,
+        logits: &[f32],
+        rows: usize,
+        out: &mut Vec<Option<Distribution>>,
+    ) -> Result<()> {
+        out.clear();
+        out.resize(rows, None);
+        let width = logits.len() / rows.max(1);
+        let parts = Parts::new(out);
+        self.pool.run(rows, &|row| {
+            // SAFETY: each row is one task's.
+            let out = unsafe { parts.part(row, 1) };
+            out[0] = Distribution::of(&logits[row * width..(row + 1) * width]).ok();
+        })
     }
 }

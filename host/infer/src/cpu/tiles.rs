@@ -155,6 +155,17 @@ impl Tiles {
         &self.data[group * bytes..(group + 1) * bytes]
     }
 
+    /// The tiles of a group from tile `first` on, which has a header where there are headers.
+    pub(crate) fn group_from(&self, group: usize, first: usize) -> &[u8] {
+        let (count, header) = share(self.kind);
+        &self.group(group)[first / count * (header + count * tile_bytes(self.kind))..]
+    }
+
+    /// Whether [`SHARE`] tiles share a header.
+    pub(crate) fn shared(&self) -> bool {
+        header_bytes(self.kind) > 0
+    }
+
     /// Each tile of a group, in the order of columns.
     pub(crate) fn tiles(&self, group: usize) -> impl Iterator<Item = Tile<'_>> {
         let (kind, size) = (self.kind, tile_bytes(self.kind));
@@ -328,7 +339,7 @@ fn pack_tile(
 }
 
 /// Rounded activations of several rows.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Rounded {
     columns: usize,
     pub(crate) high: Vec<i8>,
@@ -340,7 +351,7 @@ pub(crate) struct Rounded {
     pub(crate) sum: Vec<f32>,
 }
 
-/// One row of [`Rounded`], to be written.
+/// One row of [`Rounded`], or some that lie one after the other, to be written.
 pub(crate) struct RoundedRow<'a> {
     pub(crate) high: &'a mut [i8],
     pub(crate) low: &'a mut [i8],

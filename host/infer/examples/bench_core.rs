@@ -1,4 +1,4 @@
-//! Measures a model: `cargo run --release -p millgate-infer --example bench -- MODEL.gguf`. The environment may set
+//! Measures a model: `cargo run --release -p millgate-infer --example bench_core -- MODEL.gguf`. The environment may set
 //! `THREADS` (0: all cores) and `QUICK` (1: one short run for each figure).
 
 use std::path::Path;
@@ -7,7 +7,9 @@ use millgate_infer::bench::{self, BenchOptions};
 use millgate_infer::{Model, ModelOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let path = std::env::args().nth(1).ok_or("usage: bench MODEL.gguf")?;
+    let path = std::env::args()
+        .nth(1)
+        .ok_or("usage: bench_core MODEL.gguf")?;
     let setting = |name| {
         std::env::var(name)
             .ok()
