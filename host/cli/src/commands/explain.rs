@@ -241,7 +241,7 @@ fn shown(text: &str) -> String {
             c => vec![c],
         })
         .collect();
-    match escaped.trim() == escaped && !escaped.is_empty() {
+    match text.trim() == text && !text.is_empty() {
         true => escaped,
         false => format!("\"{escaped}\""),
     }
