@@ -107,6 +107,8 @@ fn variants_share_what_stands_before_their_gap_and_leave_no_pages() {
     let text = "abcd efg ".repeat(30); // 270 tokens, 8 full pages
     let first = explain(&engine, asked(Prompt::Text(text.clone()), "x", Unit::Word)).unwrap();
     assert_eq!(first.units.len(), 60);
+    // An answer is there a moment before its request's pages are given back.
+    eventually(&engine, |stats| stats.queued + stats.active == 0);
     let stats = engine.stats();
     // 60 variants of 271 tokens would be 16,000; the gap is in the middle on average.
     assert!(stats.hit_tokens > 6_000, "{stats:?}");
