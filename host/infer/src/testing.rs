@@ -235,6 +235,7 @@ pub(crate) fn tiny_llama(kind: TensorType, context: u32) -> Vec<u8> {
 }
 
 /// What is said here is of the processor, also on a machine with a GPU.
+#[cfg(test)]
 pub(crate) fn cpu() -> crate::ModelOptions {
     crate::ModelOptions {
         device: crate::DeviceChoice::Cpu,
