@@ -311,16 +311,16 @@ pub(super) fn group_products<const NT: usize>(
 }
 
 /// Minima: the middle of the integers' range,
-const MIDDLE: u8 = 0;
+pub(super) const MIDDLE: u8 = 0;
 /// each tile's own,
-const OWN: u8 = 1;
+pub(super) const OWN: u8 = 1;
 /// or integers with the scales of a header before every [`SHARE`] tiles.
-const SHARED: u8 = 2;
+pub(super) const SHARED: u8 = 2;
 
 /// The scales and minima of a tile, less the sign of integer minima; `at` is where its scales begin.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn scales_and_minima<const MINIMA: u8>(
+pub(super) unsafe fn scales_and_minima<const MINIMA: u8>(
     at: *const u8,
     header: [__m256; 2],
     middle: f32,
@@ -470,7 +470,7 @@ unsafe fn five_bit_products<const NT: usize, const MINIMA: u8>(
 /// Eight f16 at a pointer.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn halves(at: *const u8) -> __m256 {
+pub(super) unsafe fn halves(at: *const u8) -> __m256 {
     // SAFETY: the caller's: 16 bytes.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
 }
@@ -478,7 +478,7 @@ unsafe fn halves(at: *const u8) -> __m256 {
 /// Eight unsigned bytes at a pointer, as f32.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn unsigned_bytes(at: *const u8) -> __m256 {
+pub(super) unsafe fn unsigned_bytes(at: *const u8) -> __m256 {
     // SAFETY: the caller's: 8 bytes.
     _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
 }
@@ -486,7 +486,7 @@ unsafe fn unsigned_bytes(at: *const u8) -> __m256 {
 /// Eight signed bytes at a pointer, as f32.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn signed_bytes(at: *const u8) -> __m256 {
+pub(super) unsafe fn signed_bytes(at: *const u8) -> __m256 {
     // SAFETY: the caller's: 8 bytes.
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
 }

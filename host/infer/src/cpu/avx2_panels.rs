@@ -11,6 +11,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use super::avx2::{self, MIDDLE, OWN, SHARED, halves, signed_bytes};
 use super::panels::{PAIRS, PANEL, PANEL_WORDS, Panels};
 use super::tiles::{BLOCK, LANES, RoundedRow, SHARE, Tiles};
 use crate::quant::{IQ4_NL, TensorType};
@@ -358,27 +359,6 @@ impl Out {
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn halves(at: *const u8) -> __m256 {
-    // SAFETY: the caller's: 16 bytes.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn unsigned_bytes(at: *const u8) -> __m256 {
-    // SAFETY: the caller's: 8 bytes.
-    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn signed_bytes(at: *const u8) -> __m256 {
-    // SAFETY: the caller's: 8 bytes.
-    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
-}
-
 /// Spreads a group's tiles out to words.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn spread(tiles: &Tiles, group: &[u8], blocks: usize, out: &mut [f32]) -> Form {
@@ -410,11 +390,6 @@ fn spread(tiles: &Tiles, group: &[u8], blocks: usize, out: &mut [f32]) -> Form {
     }
 }
 
-/// Minima as in `avx2`.
-const MIDDLE: u8 = 0;
-const OWN: u8 = 1;
-const SHARED: u8 = 2;
-
 /// The scales and minima of a tile; `at` is where its scales begin.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
@@ -424,21 +399,10 @@ unsafe fn scales_and_minima<const MINIMA: u8>(
     middle: f32,
 ) -> [__m256; 2] {
     // SAFETY: the caller's: the bytes of a tile from its scales on.
-    unsafe {
-        match MINIMA {
-            SHARED => {
-                let minima = _mm256_mul_ps(header[1], unsigned_bytes(at.add(8)));
-                [
-                    _mm256_mul_ps(header[0], unsigned_bytes(at)),
-                    _mm256_xor_ps(minima, _mm256_set1_ps(-0.0)),
-                ]
-            }
-            OWN => [halves(at), halves(at.add(16))],
-            _ => [
-                halves(at),
-                _mm256_mul_ps(halves(at), _mm256_set1_ps(middle)),
-            ],
-        }
+    let [scales, minima] = unsafe { avx2::scales_and_minima::<MINIMA>(at, header, middle) };
+    match MINIMA {
+        SHARED => [scales, _mm256_xor_ps(minima, _mm256_set1_ps(-0.0))],
+        _ => [scales, minima],
     }
 }
 
