@@ -33,7 +33,7 @@ pub fn run(args: NewArgs) -> Result<ExitCode> {
     for (path, text) in files(args.lang, &kind) {
         write(&dir.join(path), &filled(text, name))?;
     }
-    println!("made {name}, a {kind} plugin in {}:", title(args.lang));
+    println!("made {name} in {} (kind: {kind}):", title(args.lang));
     let check = match args.lang {
         Language::Rust => "src/lib.rs",
         Language::Js => "src/plugin.js",
@@ -52,7 +52,8 @@ pub fn run(args: NewArgs) -> Result<ExitCode> {
         "next:\n  cd {name}\n  millgate plugin build\n  millgate plugin test\n  millgate plugin bench"
     );
     println!(
-        "The guide is docs/plugins/{}.md.",
+        "The guide: {}/blob/main/docs/plugins/{}.md",
+        env!("CARGO_PKG_REPOSITORY"),
         if lang == "js" { "javascript" } else { &lang }
     );
     Ok(ExitCode::SUCCESS)
