@@ -9,44 +9,24 @@ use anyhow::{Context, Result};
 use millgate_ops::Trace;
 use serde_json::{Value, json};
 
-use super::{quickstart, traces};
+use super::in_process::{Place, with_server};
+use super::traces;
 use crate::args::ChatArgs;
 use crate::client::{Client, ClientError};
-use crate::depot::Reach;
-use crate::open::Setup;
-use crate::serving::{Listen, Running, runtime};
-use crate::{folders, words};
+use crate::words;
 
 pub fn run(args: ChatArgs) -> Result<ExitCode> {
     if let Some(server) = &args.server {
         let client = Client::new(server, args.key.clone());
         return converse(&client, &args);
     }
-    // In this process: the same server on a port of its own, so that a conversation passes
-    // exactly what a client's request passes.
-    let data = folders::data(args.data.data.clone());
-    let config = match &args.config {
-        Some(config) => config.clone(),
-        None => {
-            if args.model_file.is_none() {
-                quickstart::pull(&data)?;
-            }
-            quickstart::place_config(&data)?
-        }
+    let place = Place {
+        data: args.data.data.clone(),
+        config: args.config.as_ref(),
+        model_file: args.model_file.as_ref(),
+        key: args.key.clone(),
     };
-    let setup = Setup {
-        config,
-        data,
-        model: args.model_file.clone(),
-        reach: Reach::Network,
-    };
-    let runtime = runtime(None)?;
-    let listen = Listen::At(([127, 0, 0, 1], 0).into());
-    let (running, platform) = runtime.block_on(Running::start(&setup, listen))?;
-    let client = Client::new(&format!("http://{}", running.address), None);
-    let code = converse(&client, &args);
-    runtime.block_on(running.close(&platform));
-    code
+    with_server(place, |client| converse(client, &args))
 }
 
 fn converse(client: &Client, args: &ChatArgs) -> Result<ExitCode> {

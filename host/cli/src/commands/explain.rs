@@ -7,13 +7,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::first_model;
-use super::quickstart;
+use super::in_process::{Place, with_server};
 use crate::args::{ExplainArgs, UnitName};
 use crate::client::Client;
-use crate::depot::Reach;
-use crate::open::Setup;
-use crate::serving::{Listen, Running, runtime};
-use crate::{folders, words};
+use crate::words;
 
 /// Units that are printed for the whole answer, and for one token of it.
 const MOST_UNITS: usize = 12;
@@ -26,30 +23,13 @@ pub fn run(args: ExplainArgs) -> Result<ExitCode> {
         let client = Client::new(server, args.key.clone());
         return explain(&client, &args);
     }
-    // In this process: the same server on a port of its own, as `millgate chat` has one.
-    let data = folders::data(args.data.data.clone());
-    let config = match &args.config {
-        Some(config) => config.clone(),
-        None => {
-            if args.model_file.is_none() {
-                quickstart::pull(&data)?;
-            }
-            quickstart::place_config(&data)?
-        }
+    let place = Place {
+        data: args.data.data.clone(),
+        config: args.config.as_ref(),
+        model_file: args.model_file.as_ref(),
+        key: args.key.clone(),
     };
-    let setup = Setup {
-        config,
-        data,
-        model: args.model_file.clone(),
-        reach: Reach::Network,
-    };
-    let runtime = runtime(None)?;
-    let listen = Listen::At(([127, 0, 0, 1], 0).into());
-    let (running, platform) = runtime.block_on(Running::start(&setup, listen))?;
-    let client = Client::new(&format!("http://{}", running.address), args.key.clone());
-    let code = explain(&client, &args);
-    runtime.block_on(running.close(&platform));
-    code
+    with_server(place, |client| explain(client, &args))
 }
 
 fn explain(client: &Client, args: &ExplainArgs) -> Result<ExitCode> {

@@ -6,6 +6,7 @@ mod chat;
 mod check;
 mod doctor;
 mod explain;
+mod in_process;
 mod keys;
 mod model;
 mod plugin;
