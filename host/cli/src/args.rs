@@ -25,6 +25,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Checks a config file and prints every error with its line
     Check(CheckArgs),
+    #[command(flatten)]
+    Operate(crate::operate::OperateCommand),
     /// A conversation in the terminal; shows what each stage did
     Chat(ChatArgs),
     /// Says which words of a prompt an answer hangs on, and what else could have been said

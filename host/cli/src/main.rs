@@ -11,6 +11,7 @@ mod folders;
 mod memory;
 mod models;
 mod open;
+mod operate;
 mod serving;
 mod storage;
 mod system;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use millgate_ops::config::{self, Config, Problem};
-use millgate_ops::{Environment, PluginSource};
+use millgate_ops::{Candidate, ConfigReader, Environment, Error, KeptPlugins, PluginSource};
 use millgate_sandbox::{Sandbox, SandboxOptions};
 
 use crate::depot::{self, Reach, Resolved};
+use crate::memory;
 use crate::models::{Library, known};
 
 /// A config file, a data folder, and what the command line says in place of the config.
@@ -26,6 +27,8 @@ pub struct Setup {
 
 /// A config that was found good, with its plugins.
 pub struct Ready {
+    /// Its text.
+    pub text: String,
     /// The config.
     pub config: Config,
     /// Where its plugins are.
@@ -44,6 +47,21 @@ impl Ready {
             ),
         }
     }
+
+    /// As the platform takes it; once it is served the lock is kept.
+    pub fn candidate(self, setup: &Setup) -> Candidate {
+        let (text, config) = (self.text.clone(), self.config.clone());
+        let (plugins, setup) = (self.plugins.clone(), setup.clone());
+        Candidate {
+            text,
+            config,
+            plugins,
+            served: Some(Box::new(move || {
+                memory::give_back();
+                self.keep_lock(&setup);
+            })),
+        }
+    }
 }
 
 /// Why a config cannot be used.
@@ -58,6 +76,11 @@ impl Setup {
     /// Reads and checks the config, against its plugins too. Blocking; may pull plugins.
     pub fn load(&self, sandbox: &Sandbox) -> Result<Ready, LoadError> {
         let text = read(&self.config).map_err(LoadError::Other)?;
+        self.load_text(text, sandbox)
+    }
+
+    /// The same for a text in place of the file's; it lies where the file lies.
+    pub fn load_text(&self, text: String, sandbox: &Sandbox) -> Result<Ready, LoadError> {
         let plugins = plugins(&self.config);
         let check = |plugins: &PluginSource| {
             config::check_with_plugins(&text, &self.config, &plugins.catalog(sandbox))
@@ -76,9 +99,30 @@ impl Setup {
         // Once more, now that it can be held against the plugins from registries, too.
         check(&plugins).map_err(LoadError::Problems)?;
         Ok(Ready {
+            text,
             config,
             plugins,
             resolved,
+        })
+    }
+
+    /// The same with the plugins of an earlier generation in place of all others. The lock stays
+    /// as it is: it says what the file uses.
+    fn load_kept(
+        &self,
+        text: String,
+        kept: KeptPlugins,
+        sandbox: &Sandbox,
+    ) -> Result<Ready, LoadError> {
+        let plugins = plugins(&self.config).with_kept(kept);
+        let checked = config::check_with_plugins(&text, &self.config, &plugins.catalog(sandbox));
+        let mut config = checked.map_err(LoadError::Problems)?;
+        self.override_model(&mut config).map_err(LoadError::Other)?;
+        Ok(Ready {
+            text,
+            config,
+            plugins,
+            resolved: Resolved::default(),
         })
     }
 
@@ -145,11 +189,47 @@ impl Setup {
     }
 }
 
+/// Reads configs for a running server: its file, and texts in place of it.
+pub struct Reader {
+    /// The server's.
+    pub setup: Setup,
+    /// Whose manifests are read.
+    pub sandbox: Sandbox,
+}
+
+impl ConfigReader for Reader {
+    fn file(&self) -> millgate_ops::Result<String> {
+        read(&self.setup.config).map_err(|error| Error::Refused(format!("{error:#}")))
+    }
+
+    fn read(&self, text: &str, kept: Option<KeptPlugins>) -> millgate_ops::Result<Candidate> {
+        let (text, sandbox) = (text.to_owned(), &self.sandbox);
+        let ready = match kept {
+            // Nothing but what is locked: also not what was used before.
+            Some(kept) if self.setup.reach != Reach::Locked => {
+                self.setup.load_kept(text, kept, sandbox)
+            }
+            _ => self.setup.load_text(text, sandbox),
+        };
+        let ready = ready.map_err(|error| match error {
+            LoadError::Problems(problems) => Error::Config(problems),
+            LoadError::Other(error) => Error::Refused(format!("{error:#}")),
+        })?;
+        Ok(ready.candidate(&self.setup))
+    }
+
+    fn write(&self, text: &str) -> millgate_ops::Result<PathBuf> {
+        let path = &self.setup.config;
+        depot::replace(path, text).map_err(|error| Error::Refused(format!("{error:#}")))?;
+        Ok(path.clone())
+    }
+}
+
 impl LoadError {
     /// As a command ends with it.
     pub fn explained(self) -> anyhow::Error {
         match self {
-            LoadError::Problems(problems) => anyhow::anyhow!(explain(&problems)),
+            LoadError::Problems(problems) => Error::Config(problems).into(),
             LoadError::Other(error) => error,
         }
     }
@@ -162,23 +242,6 @@ fn read(path: &Path) -> Result<String> {
             path.display()
         )
     })
-}
-
-/// All problems, one after the other, and how many there are.
-pub fn explain(problems: &[Problem]) -> String {
-    let mut text = String::new();
-    for problem in problems {
-        text.push_str(&format!("{problem}\n"));
-    }
-    let errors = if problems.len() == 1 {
-        "error"
-    } else {
-        "errors"
-    };
-    format!(
-        "the config cannot be used\n{text}{} {errors}",
-        problems.len()
-    )
 }
 
 /// The first-party plugins, and files beside the config.

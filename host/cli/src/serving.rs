@@ -3,10 +3,11 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use millgate_ops::{Environment, Platform};
+use anyhow::{Context, Result};
+use millgate_ops::Platform;
 use millgate_sandbox::Sandbox;
 use millgate_server::{Handle, Server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{LogFormat, ProcessArgs};
-use crate::open::{self, LoadError, Ready, Setup, explain};
+use crate::open::{self, Reader, Ready, Setup};
 use crate::{memory, storage};
 
 /// How many ports after a taken one are tried.
@@ -100,7 +101,7 @@ pub fn serve(
         let models = platform.models().join(", ");
         say(format_args!("ready in {seconds:.2} s, serving {models}"));
         ready(address);
-        signals.wait(setup, &platform).await;
+        signals.wait(&platform).await;
         running.end(&platform, &mut signals).await;
         Ok(ExitCode::SUCCESS)
     });
@@ -204,16 +205,17 @@ async fn load(setup: &Setup, sandbox: &Sandbox) -> Result<Ready> {
 async fn start_platform(setup: &Setup, ready: Ready, sandbox: Sandbox) -> Result<Platform> {
     let setup = setup.clone();
     let start = move || {
-        let environment = Environment {
-            plugins: ready.plugins.clone(),
-            ..setup.environment()
-        };
+        let environment = setup.environment();
         let store = storage::open_store(&environment.data)?;
-        let config = ready.config.clone();
-        let platform = Platform::start_with(config, environment, store, sandbox);
+        let reader = Reader {
+            setup: setup.clone(),
+            sandbox: sandbox.clone(),
+        };
+        let candidate = ready.candidate(&setup);
+        let platform = Platform::start_from(candidate, environment, store, sandbox);
         memory::give_back();
         let platform = platform?;
-        ready.keep_lock(&setup);
+        platform.read_configs_with(Arc::new(reader));
         Ok(platform)
     };
     tokio::task::spawn_blocking(start)
@@ -284,41 +286,34 @@ impl Signals {
     }
 
     /// The same, and takes a new config at each SIGHUP.
-    async fn wait(&mut self, setup: &Setup, platform: &Platform) {
+    async fn wait(&mut self, platform: &Platform) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => reload(setup, platform).await,
+                _ = self.hang_up.recv() => reload(platform).await,
             }
         }
     }
 }
 
 /// Reads the config again. One that cannot be used changes nothing.
-async fn reload(setup: &Setup, platform: &Platform) {
-    let (setup, platform) = (setup.clone(), platform.clone());
-    let listen = platform.config().0.server.listen;
-    let done = tokio::task::spawn_blocking(move || {
-        let ready = setup.load(platform.sandbox())?;
-        if ready.config.server.listen != listen {
-            tracing::warn!("server.listen changed; it takes effect at the next start");
-        }
-        let generation = platform
-            .reload_with(ready.config.clone(), ready.plugins.clone(), "signal:hangup")
-            .map_err(|error| LoadError::Other(anyhow!("{error}")))?;
-        memory::give_back();
-        ready.keep_lock(&setup);
-        Ok(generation)
-    });
+async fn reload(platform: &Platform) {
+    let platform = platform.clone();
+    let done = tokio::task::spawn_blocking(move || platform.apply_file("signal:hangup"));
     match done.await {
-        Ok(Ok(generation)) => tracing::info!(generation, "the new config is served"),
-        Ok(Err(LoadError::Problems(problems))) => {
-            tracing::error!("the last good config stays: {}", explain(&problems));
+        Ok(Ok(applied)) if applied.changed => {
+            for note in &applied.notes {
+                tracing::warn!("{note}");
+            }
+            let generation = applied.generation;
+            tracing::info!(generation, "the new config is served");
         }
-        Ok(Err(LoadError::Other(error))) => {
-            tracing::error!("the last good config stays: {error:#}");
-        }
+        Ok(Ok(applied)) => tracing::info!(
+            generation = applied.generation,
+            "nothing changed in the config; its generation goes on"
+        ),
+        Ok(Err(error)) => tracing::error!("the last good config stays: {error}"),
         Err(error) => tracing::error!(%error, "the last good config stays: the reload was cut off"),
     }
 }

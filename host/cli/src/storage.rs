@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use millgate_ops::Traces;
+use millgate_ops::{Generations, Traces};
 use millgate_store::audit::{self, AuditError, AuditReport};
 use millgate_store::{Blobs, SledOptions, SledStore, Store};
 
@@ -34,6 +34,11 @@ impl Storage {
     pub fn traces(&self) -> Result<Traces> {
         let blobs = Blobs::open(self.data.join("blobs"))?;
         Ok(Traces::open(self.store.clone(), Arc::new(blobs))?)
+    }
+
+    /// The generations in it.
+    pub fn generations(&self) -> Result<Generations> {
+        Ok(Generations::open(self.store.clone(), &self.data)?)
     }
 
     /// Checks the audit log in it. The log is not opened for writing, which a damaged one would refuse before the

@@ -12,6 +12,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A config has errors.
+    #[error("{}", explained(.0))]
+    Config(Vec<crate::config::Problem>),
     /// A model could not be opened or started.
     #[error("model `{model}`: {why}")]
     Model {
@@ -53,6 +56,23 @@ pub enum Error {
     /// There is no such thing, or it is not in a state for this.
     #[error("{0}")]
     Refused(String),
+}
+
+/// All problems, one after the other, and how many there are.
+fn explained(problems: &[crate::config::Problem]) -> String {
+    let lines: String = problems
+        .iter()
+        .map(|problem| format!("{problem}\n"))
+        .collect();
+    let errors = if problems.len() == 1 {
+        "error"
+    } else {
+        "errors"
+    };
+    format!(
+        "the config cannot be used\n{lines}{} {errors}",
+        problems.len()
+    )
 }
 
 /// An answer that is an error, in OpenAI's shape: `{"error":{"message","type","param","code"}}`

@@ -11,7 +11,7 @@ use std::{
 use millgate_infer::EngineOptions;
 use millgate_sandbox::{
     DeploymentActor, FailurePolicy, Grant, InferenceGrant, Isolation, Limits, MonitorActor,
-    MonitorOptions, Sandbox, Services, StageSpec, StateGrant,
+    MonitorOptions, Sandbox, Services, Stage, StageSpec, StateGrant,
 };
 use millgate_store::{Digest, Store};
 use tokio_util::task::AbortOnDropHandle;
@@ -22,9 +22,11 @@ use crate::{
         StageConfig,
     },
     error::{Error, Result},
+    generations::{self, StagePin},
     local::LocalModel,
     metrics::Metrics,
     model::Backend,
+    operate::Loaded,
     pipeline::{Deployment, Evaluation, Generation, Pipeline, PipelineMetrics, ReadyArm},
     platform::Environment,
     rollout::Rollout,
@@ -45,6 +47,8 @@ pub(crate) struct Parts {
     /// By the pipeline's name.
     deployments: BTreeMap<String, (String, DeploymentActor)>,
     rollouts: BTreeMap<String, (String, Arc<Rollout>)>,
+    /// Memory of the models that stay.
+    budget: u64,
     /// The review of each pipeline's rollout; ends with the last generation that holds it.
     pub reviews: Vec<Arc<AbortOnDropHandle<()>>>,
 }
@@ -62,15 +66,16 @@ pub(crate) struct Loader<'a> {
 impl Loader<'_> {
     /// Makes a generation. Blocking. Nothing that runs is touched: on an error the old generation
     /// goes on as before.
-    pub(crate) fn load(
-        &self,
-        config: Config,
-        number: u64,
-        old: &Parts,
-    ) -> Result<(Generation, Parts)> {
+    ///
+    /// The generation has no number yet, and nobody else is told of it before
+    /// [`takes_effect`](Self::takes_effect).
+    pub(crate) fn load(&self, config: Config, old: &Parts) -> Result<Loaded> {
         let tenants = Tenants::of(&config)?;
-        let budget = self.budget(&config)?;
-        let mut parts = Parts::default();
+        let mut parts = Parts {
+            budget: self.budget(&config)?,
+            ..Parts::default()
+        };
+        let mut plugins = Vec::with_capacity(config.stages.len());
         for (name, model) in &config.models {
             let fingerprint = format!("{model:?}");
             let backend = match old
@@ -110,6 +115,7 @@ impl Loader<'_> {
                 }
             };
             parts.stages.insert(name.clone(), (fingerprint, loaded));
+            plugins.push(bytes);
         }
         let mut pipelines = Vec::with_capacity(config.pipelines.len());
         for (name, pipeline) in &config.pipelines {
@@ -121,9 +127,26 @@ impl Loader<'_> {
                 &mut parts,
             )?));
         }
-        // From here on nothing fails: what follows changes what the running generation sees.
-        self.shelf
-            .set_budget(config.server.model_memory.map(|bytes| bytes.0), budget);
+        let pins = parts.pins(&config);
+        Ok(Loaded {
+            generation: Generation {
+                number: 0,
+                digest: generations::digest(&config, &pins),
+                config: Arc::new(config),
+                pipelines,
+                tenants,
+            },
+            parts,
+            plugins,
+        })
+    }
+
+    /// Tells those who serve all generations at once of the new one. Nothing of it fails.
+    pub(crate) fn takes_effect(&self, config: &Config, parts: &Parts) {
+        self.shelf.set_budget(
+            config.server.model_memory.map(|bytes| bytes.0),
+            parts.budget,
+        );
         self.services.set_models(
             parts
                 .models
@@ -131,15 +154,21 @@ impl Loader<'_> {
                 .map(|(name, (_, backend))| (name.clone(), backend.clone()))
                 .collect(),
         );
-        Ok((
-            Generation {
-                number,
-                config: Arc::new(config),
-                pipelines,
-                tenants,
-            },
-            parts,
-        ))
+    }
+
+    /// Looks for what a load would fail on beside the stages, without loading.
+    pub(crate) fn examine(&self, config: &Config) -> Result<()> {
+        Tenants::of(config)?;
+        self.budget(config)?;
+        for (name, model) in &config.models {
+            if model.upstream.is_none() {
+                self.model_bytes(model).map_err(|why| Error::Model {
+                    model: name.clone(),
+                    why,
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn model(&self, name: &str, config: &ModelConfig) -> Result<Backend> {
@@ -370,6 +399,20 @@ impl Loader<'_> {
 }
 
 impl Parts {
+    /// A stage by its name.
+    pub(crate) fn stage(&self, name: &str) -> Option<&Arc<LoadedStage>> {
+        self.stages.get(name).map(|(_, stage)| stage)
+    }
+
+    /// The plugins behind a config's stages.
+    pub(crate) fn pins(&self, config: &Config) -> BTreeMap<String, StagePin> {
+        let stages = config.stages.iter().filter_map(|(name, stage)| {
+            let loaded = self.stage(name)?.sandboxed()?;
+            Some((name.clone(), pin(stage, loaded)))
+        });
+        stages.collect()
+    }
+
     /// Saves the actors' states and stops them. Blocking.
     pub(crate) fn stop_actors(&self) {
         let timeout = Duration::from_secs(5);
@@ -387,8 +430,24 @@ impl Parts {
     }
 }
 
+/// A stage's plugin, by digest.
+pub(crate) fn pin(config: &StageConfig, stage: &Stage) -> StagePin {
+    let manifest = stage.manifest();
+    StagePin {
+        source: config.source(),
+        plugin: manifest.name.clone(),
+        version: manifest.version.clone(),
+        digest: stage.digest().to_owned(),
+        requests: manifest
+            .requests
+            .iter()
+            .map(|it| it.name().to_owned())
+            .collect(),
+    }
+}
+
 /// What the sandbox is told about a stage.
-fn spec(name: &str, stage: &StageConfig) -> StageSpec {
+pub(crate) fn spec(name: &str, stage: &StageConfig) -> StageSpec {
     let grant = Grant {
         state: stage.grant.state.as_ref().map(|state| StateGrant {
             bytes: state.bytes.0,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use millgate_sandbox::{DeploymentActor, MonitorActor};
+use millgate_store::Digest;
 
 use crate::{
     config::{Config, PipelineConfig, pattern_matches},
@@ -21,6 +22,8 @@ use crate::{
 /// Everything that one config makes.
 pub(crate) struct Generation {
     pub number: u64,
+    /// Of what is served: the config and its plugins.
+    pub digest: Digest,
     pub config: Arc<Config>,
     pub pipelines: Vec<Arc<Pipeline>>,
     pub tenants: Tenants,

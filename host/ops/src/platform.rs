@@ -1,26 +1,33 @@
 //! The platform: everything below the server, started from a config. This is what the server and
 //! the command line hold.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use millgate_sandbox::{Action, Recommendation, Sandbox, SandboxOptions};
-use millgate_store::{AuditLog, Blobs, SledOptions, SledStore, Store};
+use millgate_store::{AuditLog, Blobs, Digest, SledOptions, SledStore, Store};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     core::Core,
     error::{ApiError, Error, Result},
     executor, explain,
+    generations::{GenerationRecord, Generations, How},
     id::{TraceId, now_ms},
     loader::{Loader, Parts},
     metrics::Metrics,
     monitor::{AlertBook, AlertState},
+    operate::{Candidate, ConfigReader, Loaded},
     pipeline::{Generation, Pipeline},
+    plan::{self, Side},
     plugins::PluginSource,
     request::ApiRequest,
     response::Response,
@@ -32,8 +39,6 @@ use crate::{
 
 /// How often old traces are removed.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
-/// Where the number of the last generation is kept, so that it grows over restarts.
-const GENERATION_KEY: &[u8] = b"generation";
 
 /// Finds the files of models that are named by `pull`.
 pub trait ModelFiles: Send + Sync + 'static {
@@ -64,20 +69,23 @@ pub struct Environment {
 /// A running platform. A clone is the same.
 #[derive(Clone)]
 pub struct Platform {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    core: Arc<Core>,
-    audit: Arc<AuditLog>,
-    sandbox: Sandbox,
-    services: Arc<HostServices>,
-    shelf: Arc<Shelf>,
-    store: Arc<dyn Store>,
-    environment: Environment,
+pub(crate) struct Inner {
+    pub(crate) core: Arc<Core>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) services: Arc<HostServices>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) generations: Generations,
+    pub(crate) environment: Environment,
+    /// Who reads configs while it runs.
+    pub(crate) reader: OnceLock<Arc<dyn ConfigReader>>,
     /// What the present generation is made of. The lock is held for the whole of a reload.
-    parts: Mutex<Parts>,
-    runtime: tokio::runtime::Handle,
+    pub(crate) parts: Mutex<Parts>,
+    pub(crate) runtime: tokio::runtime::Handle,
     background: ArcSwap<Vec<AbortOnDropHandle<()>>>,
 }
 
@@ -110,6 +118,25 @@ impl Platform {
         store: Arc<dyn Store>,
         sandbox: Sandbox,
     ) -> Result<Platform> {
+        let candidate = Candidate::of(config, environment.plugins.clone())?;
+        Self::start_from(candidate, environment, store, sandbox)
+    }
+
+    /// Like [`start_with`](Self::start_with), for a config that was read from a file. Where it is
+    /// what was served last, the generation goes on; otherwise it is a new one.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_from(
+        candidate: Candidate,
+        environment: Environment,
+        store: Arc<dyn Store>,
+        sandbox: Sandbox,
+    ) -> Result<Platform> {
+        let environment = Environment {
+            plugins: candidate.plugins,
+            ..environment
+        };
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
             Error::Refused("the platform must be started inside a tokio runtime".to_owned())
         })?;
@@ -130,8 +157,10 @@ impl Platform {
             metrics: &metrics,
             shelf: &shelf,
         };
-        let number = next_generation(&store)?;
-        let (generation, mut parts) = loader.load(config, number, &Parts::default())?;
+        let generations = Generations::open(store.clone(), data)?;
+        let loaded = loader.load(candidate.config, &Parts::default())?;
+        let (generation, mut parts) = begin(loaded, &candidate.text, &generations)?;
+        loader.takes_effect(&generation.config, &parts);
         parts.reviews = reviews(&generation, &audit, &runtime);
         audit.append(
             "millgate",
@@ -144,6 +173,9 @@ impl Platform {
             AbortOnDropHandle::new(runtime.spawn(retention(core.clone()))),
             AbortOnDropHandle::new(runtime.spawn(sweep(shelf.clone()))),
         ];
+        if let Some(served) = candidate.served {
+            served();
+        }
         Ok(Platform {
             inner: Arc::new(Inner {
                 core,
@@ -152,7 +184,9 @@ impl Platform {
                 services,
                 shelf,
                 store,
+                generations,
                 environment,
+                reader: OnceLock::new(),
                 parts: Mutex::new(parts),
                 runtime,
                 background: ArcSwap::from_pointee(background),
@@ -189,58 +223,6 @@ impl Platform {
         body: Bytes,
     ) -> Result<serde_json::Value, ApiError> {
         explain::trace(&self.inner.core, id, body).await
-    }
-
-    /// Takes a new config. Requests in flight finish on the one they began with; when anything of
-    /// the new one cannot be loaded, the old one stays. Blocking. Returns the new generation.
-    ///
-    /// # Errors
-    /// What could not be loaded; nothing has changed then.
-    pub fn reload(&self, config: Config, actor: &str) -> Result<u64> {
-        self.reload_with(config, self.inner.environment.plugins.clone(), actor)
-    }
-
-    /// Like [`reload`](Self::reload), with plugins from elsewhere than at the start: what the new
-    /// config has from registries.
-    ///
-    /// # Errors
-    /// As [`reload`](Self::reload).
-    pub fn reload_with(&self, config: Config, plugins: PluginSource, actor: &str) -> Result<u64> {
-        let inner = &self.inner;
-        let mut parts = inner.parts.lock();
-        let environment = Environment {
-            plugins,
-            ..inner.environment.clone()
-        };
-        let loader = Loader {
-            environment: &environment,
-            sandbox: &inner.sandbox,
-            services: &inner.services,
-            store: &inner.store,
-            metrics: &inner.core.metrics,
-            shelf: &inner.shelf,
-        };
-        let number = next_generation(&inner.store)?;
-        let loaded = loader.load(config, number, &parts);
-        let (generation, mut next) = match loaded {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                inner.audit.append(
-                    actor,
-                    "config.refused",
-                    "config",
-                    json!({ "why": error.to_string() }),
-                )?;
-                return Err(error);
-            }
-        };
-        next.reviews = reviews(&generation, &inner.audit, &inner.runtime);
-        inner
-            .audit
-            .append(actor, "config.applied", "config", described(&generation))?;
-        inner.core.generation.store(Arc::new(generation));
-        *parts = next;
-        Ok(number)
     }
 
     /// Names and bytes of the models with `load = "on-use"` that are loaded now.
@@ -384,22 +366,66 @@ async fn sweep(shelf: Arc<Shelf>) {
     }
 }
 
-/// The next generation's number: it grows over restarts.
-fn next_generation(store: &Arc<dyn Store>) -> Result<u64> {
-    loop {
-        let known = store.get(GENERATION_KEY)?;
-        let last = known
-            .as_deref()
-            .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
-        let next = last.unwrap_or(0) + 1;
-        if store.compare_and_swap(GENERATION_KEY, known.as_deref(), Some(&next.to_be_bytes()))? {
-            return Ok(next);
+/// The generation of a start: the last one, if it is the same; else a new one, which is said,
+/// because the file then takes back what was applied or rolled back without it.
+fn begin(loaded: Loaded, text: &str, generations: &Generations) -> Result<(Generation, Parts)> {
+    let (mut generation, parts) = (loaded.generation, loaded.parts);
+    let last = generations.last()?;
+    if let Some(last) = &last
+        && last.digest == generation.digest
+    {
+        generation.number = last.number;
+        return Ok((generation, parts));
+    }
+    let pins = parts.pins(&generation.config);
+    let mut changes = Vec::new();
+    if let Some(last) = &last {
+        let old = generations.text(last)?;
+        if let Ok(old) = config::check(&old, "last".as_ref()) {
+            let (old, new) = (
+                Side {
+                    config: &old,
+                    pins: &last.stages,
+                },
+                Side {
+                    config: &generation.config,
+                    pins: &pins,
+                },
+            );
+            changes = plan::changes(old, new)
+                .iter()
+                .map(ToString::to_string)
+                .collect();
         }
     }
+    let record = GenerationRecord {
+        number: 0,
+        at_ms: now_ms(),
+        by: "millgate".to_owned(),
+        how: How::Start,
+        of: None,
+        digest: generation.digest,
+        text: Digest::of(text.as_bytes()),
+        stages: pins,
+        changes,
+    };
+    let plugins = loaded.plugins.iter().map(|bytes| &**bytes);
+    generation.number = generations.keep(record, text, plugins)?;
+    if let Some(last) = last {
+        tracing::warn!(
+            generation = generation.number,
+            "the config file is not what was served last (generation {}, {} by {}): the file is served; `millgate rollback {}` goes back",
+            last.number,
+            last.how.name(),
+            last.by,
+            last.number
+        );
+    }
+    Ok((generation, parts))
 }
 
 /// A generation in the audit log: what is served, by digest.
-fn described(generation: &Generation) -> serde_json::Value {
+pub(crate) fn described(generation: &Generation) -> serde_json::Value {
     let stages = |pipeline: &Pipeline| {
         let mut digests = serde_json::Map::new();
         for stage in pipeline
@@ -424,7 +450,7 @@ fn described(generation: &Generation) -> serde_json::Value {
 }
 
 /// One task for each rollout that a deployment stage reviews.
-fn reviews(
+pub(crate) fn reviews(
     generation: &Generation,
     audit: &Arc<AuditLog>,
     runtime: &tokio::runtime::Handle,

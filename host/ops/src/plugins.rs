@@ -17,6 +17,9 @@ use crate::config::{PluginCatalog, PluginFacts, StageConfig};
 /// cannot be used.
 pub type PulledPlugins = BTreeMap<String, Result<Bytes, String>>;
 
+/// Plugins of an earlier generation, by what its config calls them: their bytes.
+pub type KeptPlugins = BTreeMap<String, Bytes>;
+
 /// A table of plugins by name, and a folder against which paths are resolved. A clone is the same.
 #[derive(Clone, Debug, Default)]
 pub struct PluginSource {
@@ -24,6 +27,8 @@ pub struct PluginSource {
     folder: PathBuf,
     /// None where nobody has looked for them.
     pulled: Option<Arc<PulledPlugins>>,
+    /// Those that come before all others.
+    kept: Arc<KeptPlugins>,
 }
 
 impl PluginSource {
@@ -41,6 +46,16 @@ impl PluginSource {
             named: Arc::new(named),
             folder: folder.into(),
             pulled: None,
+            kept: Arc::default(),
+        }
+    }
+
+    /// The same with these plugins in place of whatever is called so elsewhere.
+    #[must_use]
+    pub fn with_kept(self, kept: KeptPlugins) -> Self {
+        Self {
+            kept: Arc::new(kept),
+            ..self
         }
     }
 
@@ -58,6 +73,9 @@ impl PluginSource {
     /// # Errors
     /// One sentence: it was not pulled, or why it cannot be used.
     pub fn pulled(&self, reference: &str) -> Result<Bytes, String> {
+        if let Some(kept) = self.kept.get(reference) {
+            return Ok(kept.clone());
+        }
         let pulled = self.pulled.as_ref();
         match pulled.and_then(|pulled| pulled.get(reference)) {
             Some(found) => found.clone(),
@@ -99,6 +117,9 @@ impl PluginSource {
     /// # Errors
     /// One sentence: there is no such plugin, or the file cannot be read.
     pub fn of_stage(&self, stage: &StageConfig) -> Result<Bytes, String> {
+        if let Some(kept) = self.kept.get(&stage.source()) {
+            return Ok(kept.clone());
+        }
         if let Some(reference) = stage.reference() {
             return self.pulled(reference);
         }
@@ -156,7 +177,7 @@ impl Catalog<'_> {
 
 impl PluginCatalog for Catalog<'_> {
     fn knows_registries(&self) -> bool {
-        self.source.pulled.is_some()
+        self.source.pulled.is_some() || !self.source.kept.is_empty()
     }
 
     fn names(&self) -> Vec<String> {
@@ -168,10 +189,16 @@ impl PluginCatalog for Catalog<'_> {
             let bytes = self.source.pulled(name);
             return Some(bytes.and_then(|bytes| self.facts(&bytes)));
         }
+        if let Some(kept) = self.source.kept.get(name) {
+            return Some(self.facts(kept));
+        }
         self.source.named(name).map(|bytes| self.facts(bytes))
     }
 
     fn by_path(&self, path: &Path) -> Result<PluginFacts, String> {
-        self.facts(&self.source.file(path)?)
+        match self.source.kept.get(&*path.to_string_lossy()) {
+            Some(kept) => self.facts(kept),
+            None => self.facts(&self.source.file(path)?),
+        }
     }
 }

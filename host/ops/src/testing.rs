@@ -198,6 +198,7 @@ pub(crate) fn core_with(
     };
     let generation = Generation {
         number: 3,
+        digest: millgate_store::Digest::of(b""),
         tenants: crate::tenants::Tenants::of(&config).unwrap(),
         config: Arc::new(config),
         pipelines: vec![Arc::new(pipeline)],

@@ -15,6 +15,7 @@ mod embeddings;
 mod explain;
 mod health;
 mod logprobs;
+mod operate;
 mod read;
 mod render;
 mod responses;

@@ -17,7 +17,7 @@ use millgate_ops::{ApiError, ApiRequest, Endpoint, Platform, TraceId};
 use crate::answer;
 use crate::body::AnswerBody;
 use crate::counters::{Counters, Route};
-use crate::{explain, health, read, traces};
+use crate::{explain, health, operate, read, traces};
 
 /// What all connections share.
 #[derive(Default)]
@@ -145,8 +145,18 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
             Route::Explain,
             explain::answer(shared, &parts.method, path, &parts.headers, body).await,
         ),
-        "/healthz" | "/readyz" | "/metrics" | "/v1/models" | "/api/v1/traces"
-        | "/api/v1/alerts" | "/api/v1/rollouts"
+        _ if let Some(operation) = operate::operation(path) => (
+            Route::Other,
+            operate::answer(shared, operation, &parts.method, path, &parts.headers, body).await,
+        ),
+        "/healthz"
+        | "/readyz"
+        | "/metrics"
+        | "/v1/models"
+        | "/api/v1/traces"
+        | "/api/v1/alerts"
+        | "/api/v1/rollouts"
+        | "/api/v1/generations"
             if !get =>
         {
             (Route::Other, answer::wrong_method(path, "GET"))
@@ -199,6 +209,11 @@ async fn rest(
         "/api/v1/traces" => (Route::Traces, traces::list(platform, query).await),
         "/api/v1/alerts" => (Route::Other, health::alerts(platform)),
         "/api/v1/rollouts" => (Route::Other, answer::json(&platform.rollouts())),
+        "/api/v1/generations" => (Route::Other, operate::list(platform, query).await),
+        _ if let Some(number) = path.strip_prefix("/api/v1/generations/") => match get {
+            true => (Route::Other, operate::show(platform, number).await),
+            false => (Route::Other, answer::wrong_method(path, "GET")),
+        },
         _ => {
             let below = |prefix| {
                 path.strip_prefix(prefix)

@@ -114,8 +114,7 @@ fn trusted_here(config: &Path) -> Result<Vec<TrustConfig>> {
     }
     let text =
         fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
-    let known = millgate_ops::config::check(&text, config)
-        .map_err(|problems| anyhow::anyhow!(open::explain(&problems)))?;
+    let known = millgate_ops::config::check(&text, config).map_err(millgate_ops::Error::Config)?;
     depot::trust_sections(&known.trust, config.parent().unwrap_or(Path::new("")))
 }
 

@@ -29,6 +29,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Quickstart(args) => quickstart::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
+        Command::Operate(command) => crate::operate::run(command),
         Command::Chat(args) => chat::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Traces(command) => traces::run(command),

@@ -205,6 +205,16 @@ pub struct StageConfig {
 }
 
 impl StageConfig {
+    /// What the config calls the plugin: its name, its reference or its path.
+    #[must_use]
+    pub fn source(&self) -> String {
+        match (&self.plugin, &self.path) {
+            (Some(plugin), _) => plugin.clone(),
+            (None, Some(path)) => path.to_string_lossy().into_owned(),
+            (None, None) => String::new(),
+        }
+    }
+
     /// The plugin's place in a registry, if it comes from one.
     #[must_use]
     pub fn reference(&self) -> Option<&str> {

@@ -42,8 +42,7 @@ impl Place {
                         path.display()
                     )
                 })?;
-                config::check(&text, path)
-                    .map_err(|problems| anyhow::anyhow!(open::explain(&problems)))?
+                config::check(&text, path).map_err(millgate_ops::Error::Config)?
             }
         };
         let folder = path.as_deref().and_then(Path::parent);
