@@ -93,10 +93,7 @@ impl LocalAnswer {
                 }
                 false => self.model.generate(request.clone())?,
             };
-            let stages = self.flight.pipeline.output.iter().enumerate();
-            let placed: Vec<_> = stages
-                .map(|(index, stage)| (self.flight.output_record(index), stage.clone()))
-                .collect();
+            let placed = self.flight.placed_output();
             self.choices.push(LocalChoice {
                 events: Some(events),
                 request,

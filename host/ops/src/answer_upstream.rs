@@ -33,15 +33,9 @@ struct Strands(BTreeMap<(u32, Channel), Strand>);
 
 impl Strands {
     fn of(&mut self, flight: &Flight, choice: u32, channel: Channel) -> &mut Strand {
-        self.0.entry((choice, channel)).or_insert_with(|| {
-            let stages = flight.pipeline.output.iter().enumerate();
-            let placed: Vec<_> = stages
-                .map(|(index, stage)| (flight.output_record(index), stage.clone()))
-                .collect();
-            Strand {
-                chain: Chain::new(placed, &flight.context),
-                pushed: 0,
-            }
+        self.0.entry((choice, channel)).or_insert_with(|| Strand {
+            chain: Chain::new(flight.placed_output(), &flight.context),
+            pushed: 0,
         })
     }
 
@@ -127,8 +121,15 @@ async fn check_whole(
             ApiError::upstream(format!("the upstream's answer cannot be read: {why}")),
         )
     };
-    let text = std::str::from_utf8(json).map_err(|error| nonsense(error.to_string()))?;
-    let answer = Answer::parse(text).map_err(|error| nonsense(error.to_string()))?;
+    let parsed = std::str::from_utf8(json)
+        .map_err(|error| error.to_string())
+        .and_then(|text| Answer::parse(text).map_err(|error| error.to_string()));
+    let answer = match parsed {
+        Ok(answer) => answer,
+        // No verdict counts: it leaves as it came.
+        Err(_) if !flight.must_read() => return Ok((json.clone(), Finish::Other)),
+        Err(why) => return Err(nonsense(why)),
+    };
     if let Some(usage) = answer.usage {
         flight.set_usage(usage);
     }
@@ -259,12 +260,22 @@ impl UpstreamAnswer {
         let data = data.clone();
         let answer = match std::str::from_utf8(&data).ok().map(Answer::parse) {
             Some(Ok(answer)) => answer,
+            _ if !self.flight.must_read() => {
+                self.glance(&data);
+                self.pending.push_back(Event::Raw(event.raw));
+                return;
+            }
             _ => {
                 let error =
                     ApiError::upstream("the upstream's stream holds something that cannot be read");
                 return self.stop(Finish::Error, 0, error).await;
             }
         };
+        if answer.error.is_some() && !self.flight.must_read() {
+            self.finish = Some(Finish::Error);
+            self.pending.push_back(Event::Raw(event.raw));
+            return;
+        }
         if answer.error.is_some() {
             let error = ApiError::upstream("the upstream broke off its answer with an error");
             return self.stop(Finish::Error, 0, error).await;

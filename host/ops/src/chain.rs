@@ -8,6 +8,7 @@ use millgate_sandbox::{CallContext, Decision, Failure, Held, Refusal, Verdict};
 
 use crate::{
     error::ApiError,
+    shadow::{MAX_TAPPED, Tapped},
     stage::{Gate, LoadedStage},
     trace::{StageRecord, StageVerdict},
 };
@@ -15,6 +16,16 @@ use crate::{
 /// Stages in a row over one text.
 pub(crate) struct Chain {
     links: Vec<Link>,
+}
+
+/// A stage at its place in a chain.
+#[derive(Clone)]
+pub(crate) struct Placed {
+    /// Index of its record in the trace.
+    pub record: usize,
+    pub stage: Arc<LoadedStage>,
+    /// Whether its verdict counts. If not, everything passes it, and what passes is kept for it.
+    pub enforced: bool,
 }
 
 /// Text that may leave.
@@ -51,6 +62,17 @@ struct Link {
     /// The stage failed and fails open: everything passes.
     open: bool,
     tally: Tally,
+    /// In place of calls: the stage is not enforced.
+    tap: Option<Tap>,
+}
+
+/// Keeps what passes, for a stage that looks at it after the answer.
+#[derive(Default)]
+struct Tap {
+    text: String,
+    finished: bool,
+    /// Texts of other chains over the same stages.
+    others: Vec<Tapped>,
 }
 
 /// What a link did so far.
@@ -77,15 +99,13 @@ struct Step {
 }
 
 impl Chain {
-    /// A chain over these stages; each comes with the index of its record in the trace.
-    pub(crate) fn new(
-        stages: impl IntoIterator<Item = (usize, Arc<LoadedStage>)>,
-        context: &CallContext,
-    ) -> Self {
-        let links = stages.into_iter().map(|(record, stage)| Link {
-            gate: stage.inspection(context),
-            stage,
-            record,
+    /// A chain over these stages.
+    pub(crate) fn new(stages: impl IntoIterator<Item = Placed>, context: &CallContext) -> Self {
+        let links = stages.into_iter().map(|placed| Link {
+            gate: placed.stage.inspection(context),
+            stage: placed.stage,
+            record: placed.record,
+            tap: (!placed.enforced).then(Tap::default),
             held: Held::default(),
             runs: Runs::default(),
             open: false,
@@ -174,6 +194,9 @@ impl Chain {
             let tally = std::mem::take(&mut link.tally);
             if let Some(record) = records.get_mut(link.record) {
                 tally.add_to(record, link.stage.closed);
+                if let Some(tap) = &mut link.tap {
+                    record.tapped.extend(tap.take());
+                }
             }
         }
     }
@@ -182,6 +205,9 @@ impl Chain {
     pub(crate) fn absorb(&mut self, other: Chain) {
         for (link, other) in self.links.iter_mut().zip(other.links) {
             link.tally.absorb(other.tally);
+            if let (Some(tap), Some(mut other)) = (&mut link.tap, other.tap) {
+                tap.others.extend(other.take());
+            }
         }
     }
 
@@ -199,6 +225,9 @@ impl Chain {
             link.gate = link.stage.inspection(context);
             link.held = Held::default();
             link.runs = Runs::default();
+            if let Some(tap) = &mut link.tap {
+                *tap = Tap::default();
+            }
             link.tally.passed = 0;
             link.tally.given = 0;
             link.tally.edits = 0;
@@ -219,6 +248,14 @@ fn first_stop(known: Flow, new: Flow) -> Flow {
 impl Link {
     async fn step(&mut self, text: String, runs: Runs, last: bool) -> Step {
         self.tally.passed += text.len() as u64;
+        if let Some(tap) = &mut self.tap {
+            tap.see(&text, last);
+            return Step {
+                text,
+                runs,
+                ..Step::default()
+            };
+        }
         self.raise(StageVerdict::Pass);
         if self.open {
             return Step {
@@ -299,6 +336,27 @@ impl Link {
     }
 }
 
+impl Tap {
+    fn see(&mut self, text: &str, last: bool) {
+        // Beyond the bound nothing is kept: what was given of what passed says so.
+        if self.text.len() + text.len() <= MAX_TAPPED {
+            self.text.push_str(text);
+            self.finished = last;
+        } else {
+            self.finished = false;
+        }
+    }
+
+    fn take(&mut self) -> impl Iterator<Item = Tapped> {
+        let taken = std::mem::take(self);
+        let own = (!taken.text.is_empty()).then_some(Tapped::Text {
+            text: taken.text,
+            finished: taken.finished,
+        });
+        taken.others.into_iter().chain(own)
+    }
+}
+
 impl Tally {
     fn absorb(&mut self, other: Tally) {
         self.passed += other.passed;
@@ -336,7 +394,7 @@ pub(crate) async fn check_text(
     text: &str,
     record: &mut StageRecord,
 ) -> Result<Option<String>, ApiError> {
-    let mut chain = Chain::new([(0, stage.clone())], context);
+    let mut chain = Chain::new([Placed::alone(stage)], context);
     let mut out = Released::default();
     let mut flow = chain.push(text, 0, &mut out).await;
     if matches!(flow, Flow::Go) {
@@ -351,6 +409,35 @@ pub(crate) async fn check_text(
         Flow::Again { reason, .. } => {
             record.raise(StageVerdict::Block);
             Err(ApiError::blocked(&reason.code, &reason.message))
+        }
+    }
+}
+
+/// Looks at one text by one stage, whose verdict does not count. Whether it would have stopped there.
+pub(crate) async fn look_at(
+    stage: &Arc<LoadedStage>,
+    context: &CallContext,
+    text: &str,
+    finished: bool,
+    record: &mut StageRecord,
+) -> bool {
+    let mut chain = Chain::new([Placed::alone(stage)], context);
+    let mut out = Released::default();
+    let mut flow = chain.push(text, 0, &mut out).await;
+    if finished && matches!(flow, Flow::Go) {
+        flow = chain.finish(&mut out).await;
+    }
+    chain.record(std::slice::from_mut(record));
+    !matches!(flow, Flow::Go)
+}
+
+impl Placed {
+    /// An enforced stage whose record is the only one.
+    fn alone(stage: &Arc<LoadedStage>) -> Self {
+        Self {
+            record: 0,
+            stage: stage.clone(),
+            enforced: true,
         }
     }
 }
@@ -447,7 +534,13 @@ mod tests {
                 .iter()
                 .map(|stage| stage.record(crate::trace::Place::Output))
                 .collect();
-            let mut chain = Chain::new(stages.iter().cloned().enumerate(), &CallContext::default());
+            let placed = stages.iter().cloned().enumerate();
+            let placed = placed.map(|(record, stage)| Placed {
+                record,
+                enforced: records[record].enforced,
+                stage,
+            });
+            let mut chain = Chain::new(placed.collect::<Vec<_>>(), &CallContext::default());
             let mut out = Released::default();
             let mut at = 0;
             let mut flow = Flow::Go;
@@ -531,6 +624,23 @@ mod tests {
         );
         assert_eq!(records[0].verdict, StageVerdict::FailedOpen);
         assert_eq!((records[0].passed, records[0].given), (16, 6));
+    }
+
+    #[test]
+    fn a_stage_in_the_shadow_sees_what_the_one_before_it_let_out_and_changes_nothing() {
+        let stages = [
+            stage(testing::replacing("secret", "bad")),
+            testing::shadowed(testing::blocking("bad")),
+            stage(testing::replacing("x", "y")),
+        ];
+        let (out, end, records) = run("a secret x", &[4, 9], &stages);
+        assert_eq!((out.text.as_str(), end.as_str()), ("a bad y", "done"));
+        let expected = Tapped::Text {
+            text: "a bad x".into(),
+            finished: true,
+        };
+        assert_eq!(records[1].tapped, [expected]);
+        assert_eq!(records[1].verdict, StageVerdict::NotRun);
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use millgate_store::AuditLog;
 
 use crate::{
     metrics::{Counter, Metrics},
     pipeline::Generation,
+    shadow::ShadowQueue,
     traces::Traces,
 };
 
@@ -15,6 +17,9 @@ pub(crate) struct Core {
     pub generation: ArcSwap<Generation>,
     pub traces: Traces,
     pub metrics: Metrics,
+    pub audit: Arc<AuditLog>,
+    /// Stages that run after the answers.
+    pub shadows: ShadowQueue,
     /// Requests that came to no pipeline: malformed, or for a model that nobody serves.
     pub refused: Counter,
     pub empty: Arc<str>,
@@ -22,8 +27,15 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(generation: Generation, traces: Traces, metrics: Metrics) -> Arc<Self> {
+    pub(crate) fn new(
+        generation: Generation,
+        traces: Traces,
+        metrics: Metrics,
+        audit: Arc<AuditLog>,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            audit,
+            shadows: ShadowQueue::new(),
             generation: ArcSwap::from_pointee(generation),
             traces,
             refused: metrics.counter(

@@ -3,12 +3,13 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use millgate_sandbox::{ArmRole, Label, Origin, Outcome, Sample, Segment as SampleSegment};
+use bytes::Bytes;
+use millgate_sandbox::{ArmRole, Label};
 
 use crate::{
     answer_local::LocalAnswer,
     answer_upstream::{self, UpstreamAnswer},
-    chain,
+    checks::{self, Asked},
     core::Core,
     embeddings,
     error::ApiError,
@@ -18,7 +19,7 @@ use crate::{
     request::{ApiRequest, Endpoint, Request},
     response::{Body, Event, Response},
     responses,
-    stage::LoadedStage,
+    shadow::Tapped,
     trace::{Finish, Place, StageRecord, StageVerdict},
 };
 
@@ -172,128 +173,33 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
     })
 }
 
-/// Runs the input stages in order: validation on the whole request, compliance on each text.
+/// Runs the input stages in order. Those whose verdict does not count get to see the request later,
+/// as it stands at their place now.
 async fn run_input(flight: &mut Flight, request: &mut Request) -> Result<(), (Finish, ApiError)> {
     let pipeline = flight.pipeline.clone();
     for (index, stage) in pipeline.input.iter().enumerate() {
-        if stage.validates {
-            validate(flight, request, stage, index).await?;
+        let Some(record) = flight.trace.stages.get_mut(index) else {
+            continue;
+        };
+        // Only validation looks at the body.
+        let body = match stage.validates {
+            true => request.current_body(),
+            false => Bytes::new(),
+        };
+        if !record.enforced {
+            record.tapped.push(Tapped::Request {
+                body,
+                segments: request.segments.clone(),
+                uncovered: request.uncovered,
+            });
+            continue;
         }
-        if stage.inspects {
-            inspect(flight, request, stage, index).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn validate(
-    flight: &mut Flight,
-    request: &mut Request,
-    stage: &Arc<LoadedStage>,
-    index: usize,
-) -> Result<(), (Finish, ApiError)> {
-    let Some(sandboxed) = stage.sandboxed() else {
-        return Ok(());
-    };
-    let body = request.current_body();
-    let sample = Sample {
-        origin: Origin::Request,
-        body: String::from_utf8_lossy(&body).into_owned(),
-        segments: request
-            .segments
-            .iter()
-            .map(|segment| SampleSegment {
-                path: segment.path.to_string(),
-                role: segment.role.to_string(),
-                text: segment.text.clone(),
-            })
-            .collect(),
-    };
-    let passed = request.passed_bytes();
-    let started = Instant::now();
-    let samples = std::slice::from_ref(&sample);
-    let judged = if sandboxed.is_async() {
-        sandboxed.validate_async(&flight.context, samples).await
-    } else {
-        sandboxed.validate(&flight.context, samples)
-    };
-    let elapsed = started.elapsed();
-    stage.metrics.time.observe_time(elapsed);
-    let Some(record) = flight.trace.stages.get_mut(index) else {
-        return Ok(());
-    };
-    record.passed += passed;
-    record.calls += 1;
-    record.micros += u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-    let judgement = match judged {
-        Ok(judgements) => judgements.into_iter().next(),
-        Err(failure) => {
-            stage.metrics.failure(failure.kind());
-            tracing::warn!(stage = %stage.name, %failure, "a stage failed");
-            record.fail(&failure, stage.closed);
-            if stage.closed {
-                return Err((Finish::Blocked, ApiError::stage_failed(&stage.name)));
-            }
-            return Ok(());
-        }
-    };
-    // The whole body was given, parts that are no text included.
-    record.given += passed;
-    record.raise(StageVerdict::Pass);
-    let Some(judgement) = judgement else {
-        return Ok(());
-    };
-    record.add_findings(judgement.findings);
-    match judgement.outcome {
-        Outcome::Accept => Ok(()),
-        Outcome::Reject(message) => {
-            record.raise(StageVerdict::Reject);
-            Err((Finish::Rejected, ApiError::rejected(&stage.name, &message)))
-        }
-        Outcome::Repair(repairs) => {
-            record.raise(StageVerdict::Repair);
-            record.edits += u32::try_from(repairs.len()).unwrap_or(u32::MAX);
-            for repair in repairs {
-                let place = request
-                    .segments
-                    .iter_mut()
-                    .find(|segment| segment.path.to_string() == repair.path);
-                if let Some(segment) = place {
-                    segment.text = repair.text;
-                    segment.changed = true;
-                }
-            }
-            Ok(())
-        }
-    }
-}
-
-async fn inspect(
-    flight: &mut Flight,
-    request: &mut Request,
-    stage: &Arc<LoadedStage>,
-    index: usize,
-) -> Result<(), (Finish, ApiError)> {
-    let Some(record) = flight.trace.stages.get_mut(index) else {
-        return Ok(());
-    };
-    // What is no segment passes unseen by compliance stages, and the trace says so.
-    record.passed += request.uncovered;
-    let mut context = flight.context.clone();
-    for segment in request
-        .segments
-        .iter_mut()
-        .filter(|segment| !segment.text.is_empty())
-    {
-        context.role = segment.role.clone();
-        match chain::check_text(stage, &context, &segment.text, record).await {
-            Ok(None) => {}
-            Ok(Some(text)) => {
-                segment.text = text;
-                segment.changed = true;
-            }
-            Err(error) => return Err((Finish::Blocked, error)),
-        }
+        let asked = Asked {
+            body,
+            uncovered: request.uncovered,
+            segments: &mut request.segments,
+        };
+        checks::request(stage, &flight.context, asked, record).await?;
     }
     Ok(())
 }

@@ -8,16 +8,18 @@ use millgate_sandbox::{Answer, CallContext, Direction, Event as MonitorEvent, La
 use millgate_store::Commit;
 
 use crate::{
-    config::{Durability, Texts},
+    after::After,
+    canary::Outcome,
+    chain::Placed,
+    config::{Durability, Sticky, Texts},
     core::Core,
     error::ApiError,
     id::{TraceId, now_ms},
     pipeline::{Generation, Pipeline},
     request::Request,
     response::Usage,
-    trace::{
-        ErrorRecord, Finish, Place, ScoreRecord, StageVerdict, TextDigests, Timings, Tokens, Trace,
-    },
+    shadow,
+    trace::{ErrorRecord, Finish, Place, StageRecord, TextDigests, Timings, Tokens, Trace},
 };
 
 /// The most bytes of an answer that are kept for an evaluation or for `texts = "on"`.
@@ -85,6 +87,7 @@ impl Flight {
                 .iter()
                 .map(|stage| stage.record(Place::Output)),
         );
+        enforce(&mut stages, &pipeline, request, id);
         let trace = Trace {
             id,
             at_ms,
@@ -160,6 +163,32 @@ impl Flight {
     /// The records of the output stages begin here.
     pub(crate) fn output_record(&self, index: usize) -> usize {
         self.pipeline.input.len() + index
+    }
+
+    /// The output stages, each with its record and whether its verdict counts.
+    pub(crate) fn placed_output(&self) -> Vec<Placed> {
+        let stages = self.pipeline.output.iter().enumerate();
+        let placed = stages.map(|(index, stage)| {
+            let record = self.output_record(index);
+            Placed {
+                record,
+                stage: stage.clone(),
+                enforced: self.enforces(record),
+            }
+        });
+        placed.collect()
+    }
+
+    fn enforces(&self, record: usize) -> bool {
+        let record = self.trace.stages.get(record);
+        record.is_none_or(|record| record.enforced)
+    }
+
+    /// Whether an answer that cannot be read cannot leave: somebody whose verdict counts has to see
+    /// it, or it is to be kept.
+    pub(crate) fn must_read(&self) -> bool {
+        let mut output = 0..self.pipeline.output.len();
+        output.any(|index| self.enforces(self.output_record(index))) || self.wants_text()
     }
 
     /// The request as the input stages left it is about to go to the model.
@@ -288,8 +317,11 @@ impl Flight {
         self.pipeline.metrics.count(&self.trace);
         let stages = self.pipeline.input.iter().chain(&self.pipeline.output);
         for (stage, record) in stages.zip(&self.trace.stages) {
-            stage.metrics.count(record);
+            if record.enforced {
+                stage.metrics.count(record);
+            }
         }
+        self.note_canaries();
         if let Some(arm) = self.arm {
             self.pipeline.rollout.note(arm, &self.trace);
         }
@@ -301,79 +333,98 @@ impl Flight {
                 }
             }
         }
-        self.evaluate();
+        self.follow_up();
         commit
     }
 
-    /// Scores the answer, off the path.
-    fn evaluate(&mut self) {
-        let Some(capture) = self
-            .capture
-            .take()
-            .filter(|capture| !capture.references.is_empty())
-        else {
-            return;
-        };
-        let (Some(evaluation), Some(arm)) = (&self.pipeline.evaluation, self.arm) else {
-            return;
-        };
-        if !matches!(self.trace.finish, Finish::Stop | Finish::Length) {
+    /// Tells canaries how the request went, whichever side it was on. One that falls here falls at
+    /// once; that it did is written by somebody who may wait.
+    fn note_canaries(&self) {
+        for (index, record) in self.trace.stages.iter().enumerate() {
+            let stages = || self.pipeline.input.iter().chain(&self.pipeline.output);
+            let Some(canary) = stages().nth(index).and_then(|stage| stage.canary.as_ref()) else {
+                continue;
+            };
+            let same = |other: &&StageRecord| other.stage == record.stage;
+            if self.trace.stages.iter().take(index).any(|it| same(&it)) {
+                continue; // it stands on both sides: one request is one value
+            }
+            let failed = self
+                .trace
+                .stages
+                .iter()
+                .filter(same)
+                .any(|it| it.enforced && it.failure.is_some());
+            if canary.note(&Outcome::of(&self.trace, record.enforced, failed)) {
+                let (canary, audit) = (canary.clone(), self.core.audit.clone());
+                match tokio::runtime::Handle::try_current() {
+                    Ok(runtime) => drop(runtime.spawn_blocking(move || canary.write_fall(&audit))),
+                    Err(_) => canary.write_fall(&audit),
+                }
+            }
+        }
+    }
+
+    /// What is done after the answer, off its path: stages in the shadow, and the evaluation.
+    fn follow_up(&mut self) {
+        let stages = self.pipeline.input.iter().chain(&self.pipeline.output);
+        let shadows = shadow::jobs(&mut self.trace, stages);
+        let scores = self.scores();
+        if shadows.is_empty() && scores.is_none() {
             return;
         }
-        let stage = evaluation.stage.clone();
+        let after = After {
+            core: self.core.clone(),
+            pipeline: self.pipeline.clone(),
+            trace: self.trace.clone(),
+            context: self.context.clone(),
+            shadows,
+            scores,
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(after.run());
+        }
+    }
+
+    /// The answer that is to be scored.
+    fn scores(&mut self) -> Option<(usize, Answer)> {
+        let capture = self
+            .capture
+            .take()
+            .filter(|capture| !capture.references.is_empty())?;
+        let arm = self.arm?;
+        if self.pipeline.evaluation.is_none()
+            || !matches!(self.trace.finish, Finish::Stop | Finish::Length)
+        {
+            return None;
+        }
         let answer = Answer {
             id: self.trace.id.to_string(),
             input: capture.question,
             output: capture.answer,
             references: capture.references,
         };
-        let (core, pipeline, mut trace, context) = (
-            self.core.clone(),
-            self.pipeline.clone(),
-            self.trace.clone(),
-            self.context.clone(),
-        );
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
+        Some((arm, answer))
+    }
+}
+
+/// Decides for which canaries this request counts. Its side follows from what it sticks to.
+fn enforce(stages: &mut [StageRecord], pipeline: &Pipeline, request: &Request, id: TraceId) {
+    let placed = pipeline.input.iter().chain(&pipeline.output);
+    for (record, stage) in stages.iter_mut().zip(placed) {
+        let Some(canary) = &stage.canary else {
+            continue;
         };
-        runtime.spawn(async move {
-            let Some(sandboxed) = stage.sandboxed() else {
-                return;
-            };
-            let started = Instant::now();
-            let mut record = stage.record(Place::Evaluation);
-            let bytes = (answer.output.len()) as u64;
-            record.passed = bytes;
-            record.calls = 1;
-            match sandboxed
-                .evaluate_async(&context, std::slice::from_ref(&answer))
-                .await
-            {
-                Ok(evaluation) => {
-                    record.raise(StageVerdict::Pass);
-                    record.given = bytes;
-                    let scores = evaluation.cases.into_iter().flat_map(|case| case.scores);
-                    trace.scores = scores
-                        .map(|score| ScoreRecord {
-                            name: score.name,
-                            value: score.value,
-                        })
-                        .collect();
-                }
-                Err(failure) => {
-                    record.fail(&failure, false);
-                    stage.metrics.failure(failure.kind());
-                    trace.no_scores = Some(format!("the evaluation failed: {failure}"));
-                }
-            }
-            record.micros = micros(started);
-            stage.metrics.count(&record);
-            pipeline.rollout.note_scores(arm, &trace.scores);
-            trace.stages.push(record);
-            if let Err(error) = core.traces.update(&trace) {
-                tracing::error!(trace = %trace.id, %error, "the scores could not be kept");
-            }
-        });
+        let user = || request.value::<String>("user").ok().flatten();
+        record.enforced = canary.enforces(
+            &id,
+            |sticky| match sticky {
+                Sticky::User => user(),
+                Sticky::Session => request.session(),
+                Sticky::Tenant => Some(String::new()),
+            },
+            &request.tenant,
+        );
     }
 }
 
@@ -441,7 +492,10 @@ fn monitor_event(trace: &Trace) -> MonitorEvent {
     }
     // A stage may stand on both sides: the graver verdict counts.
     for (index, record) in trace.stages.iter().enumerate() {
-        let same = |other: &&crate::trace::StageRecord| other.stage == record.stage;
+        if !record.enforced {
+            continue; // it has not run yet, and its verdict does not count
+        }
+        let same = |other: &&StageRecord| other.stage == record.stage;
         if trace.stages.iter().take(index).any(|other| same(&other)) {
             continue;
         }

@@ -6,11 +6,14 @@
 //! stages on the stream) -> [`response`] (what the server renders) -> [`trace`] (what stays).
 //! [`Platform`] is the front door.
 
+mod after;
 mod answer;
 mod answer_local;
 mod answer_upstream;
 mod calls;
+mod canary;
 mod chain;
+mod checks;
 pub mod config;
 mod core;
 mod embeddings;
@@ -42,10 +45,14 @@ mod responses;
 mod rollout;
 mod segments;
 mod services;
+mod shadow;
+#[cfg(test)]
+mod shadow_tests;
 mod shelf;
 mod splice;
 mod sse;
 mod stage;
+mod stages;
 mod tenants;
 #[cfg(test)]
 mod testing;
@@ -58,6 +65,7 @@ pub mod trace;
 mod traces;
 mod upstream;
 
+pub use canary::{CanaryAnswer, CanaryPhase, CanaryStatus};
 pub use config::Config;
 pub use error::{ApiError, Error, Result};
 pub use executor::ResponseStream;
@@ -73,5 +81,7 @@ pub use plugins::{KeptPlugins, PluginSource, PulledPlugins};
 pub use request::{ApiRequest, Endpoint};
 pub use response::Response;
 pub use rollout::{RolloutPhase, RolloutStatus};
+pub use shadow::{Compared, ShadowStatus};
+pub use stages::{StagePlace, StageStatus};
 pub use trace::Trace;
 pub use traces::{TraceFilter, TracePage, Traces};

@@ -17,9 +17,10 @@ use millgate_store::{Digest, Store};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    canary::Canary,
     config::{
         Config, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure, PipelineConfig,
-        StageConfig,
+        StageConfig, StageMode,
     },
     error::{Error, Result},
     generations::{self, StagePin},
@@ -111,7 +112,22 @@ impl Loader<'_> {
                         stage: name.clone(),
                         why: error.to_string(),
                     })?;
-                    LoadedStage::new(made, self.metrics)
+                    let canary = match (stage.mode, &stage.canary) {
+                        (StageMode::Canary, Some(config)) => {
+                            let store = self.store.clone();
+                            let digest = made.digest();
+                            Some(Canary::open(
+                                name,
+                                digest,
+                                stage,
+                                config,
+                                store,
+                                self.metrics,
+                            )?)
+                        }
+                        _ => None,
+                    };
+                    LoadedStage::new(made, self.metrics, stage.mode, canary)
                 }
             };
             parts.stages.insert(name.clone(), (fingerprint, loaded));
@@ -404,6 +420,12 @@ impl Parts {
         self.stages.get(name).map(|(_, stage)| stage)
     }
 
+    /// The canaries among the stages, by name.
+    pub(crate) fn canaries(&self) -> impl Iterator<Item = (&String, &Arc<Canary>)> {
+        let stages = self.stages.iter();
+        stages.filter_map(|(name, (_, stage))| Some((name, stage.canary.as_ref()?)))
+    }
+
     /// The plugins behind a config's stages.
     pub(crate) fn pins(&self, config: &Config) -> BTreeMap<String, StagePin> {
         let stages = config.stages.iter().filter_map(|(name, stage)| {
@@ -421,6 +443,9 @@ impl Parts {
         }
         for (_, actor) in self.deployments.values() {
             actor.shutdown(timeout);
+        }
+        for (_, canary) in self.canaries() {
+            canary.save();
         }
         for (_, rollout) in self.rollouts.values() {
             if let Err(error) = rollout.save() {

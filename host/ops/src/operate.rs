@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
+    canary::CanaryPhase,
     config::{self, Config},
     error::{Error, Result},
     generations::{self, GenerationRecord, Generations, How, StagePin},
@@ -62,7 +63,7 @@ pub trait ConfigReader: Send + Sync + 'static {
 pub struct Ask {
     /// Who asks, for the audit log.
     pub by: String,
-    /// Make a new generation even where nothing changes.
+    /// Make a new generation even where nothing changes, and let canaries that fell begin anew.
     pub again: bool,
 }
 
@@ -304,6 +305,9 @@ impl Platform {
             file_agrees: None,
             notes: notes(&current.config, &loaded.generation.config),
         };
+        if !ask.again {
+            applied.notes.extend(fallen(&loaded.parts));
+        }
         if digest == current.digest && !ask.again {
             return Ok(applied);
         }
@@ -321,6 +325,13 @@ impl Platform {
         inner.keep(&mut loaded, record, &candidate.text, &ask.by)?;
         // From here on nothing fails.
         loader.takes_effect(&loaded.generation.config, &loaded.parts);
+        if ask.again {
+            for (_, canary) in loaded.parts.canaries() {
+                if canary.status().phase == CanaryPhase::Fallen {
+                    canary.begin_again();
+                }
+            }
+        }
         loaded.parts.reviews = reviews(&loaded.generation, &inner.audit, &inner.runtime);
         applied.generation = loaded.generation.number;
         applied.changed = true;
@@ -355,7 +366,20 @@ impl Platform {
         let after = self.look(&candidate.config, &environment.plugins, None)?;
         let (old, new) = (&current.config, &candidate.config);
         let digest = generations::digest(new, &after.pins);
-        let notes = notes(old, new);
+        let mut notes = notes(old, new);
+        let stays = |name: &String| {
+            old.stages.get(name).map(|it| format!("{it:?}"))
+                == new.stages.get(name).map(|it| format!("{it:?}"))
+                && before.pins.get(name) == after.pins.get(name)
+        };
+        notes.extend(
+            parts
+                .canaries()
+                .filter(|(name, canary)| {
+                    canary.status().phase == CanaryPhase::Fallen && stays(name)
+                })
+                .map(|(name, _)| format!("the canary `{name}` has fallen and would stay in the shadow; `millgate apply --again` lets it begin anew")),
+        );
         Ok(Plan {
             generation: current.number,
             changed: digest != current.digest,
@@ -505,6 +529,18 @@ fn notes(old: &Config, new: &Config) -> Vec<String> {
         }
     }
     notes
+}
+
+/// The canaries that fell and do not begin anew by themselves.
+fn fallen(parts: &Parts) -> impl Iterator<Item = String> {
+    let fallen = parts
+        .canaries()
+        .filter(|(_, canary)| canary.status().phase == CanaryPhase::Fallen);
+    fallen.map(|(name, _)| {
+        format!(
+            "the canary `{name}` has fallen and stays in the shadow, since it is the same as before; `millgate apply --again` lets it begin anew"
+        )
+    })
 }
 
 /// Reads texts against the plugins that there are.

@@ -2,15 +2,12 @@
 //! calls of tools in it. Nothing leaves that the stages have not settled. In JSON (an answer that has to be
 //! JSON, and the arguments of calls) they check the decoded texts one by one, so that it is JSON afterwards.
 
-use std::sync::Arc;
-
 use millgate_sandbox::CallContext;
 
 use crate::{
     calls::{CallReader, Part},
-    chain::{Chain, Flow, Released},
+    chain::{Chain, Flow, Placed, Released},
     leaves::{Bit, Leaves, escaped},
-    stage::LoadedStage,
     trace::StageRecord,
 };
 
@@ -37,7 +34,9 @@ pub(crate) enum Out {
 /// The stages over one choice.
 pub(crate) struct Outlet {
     form: Form,
-    stages: Vec<(usize, Arc<LoadedStage>)>,
+    stages: Vec<Placed>,
+    /// Whether a stage's verdict counts. If none does, the text leaves as the model said it.
+    enforced: bool,
     context: CallContext,
     /// Over the text; and the account of all the others.
     chain: Option<Chain>,
@@ -51,13 +50,10 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    /// Over these stages; each comes with the index of its record in the trace.
-    pub(crate) fn new(
-        form: Form,
-        stages: Vec<(usize, Arc<LoadedStage>)>,
-        context: &CallContext,
-    ) -> Self {
+    /// Over these stages.
+    pub(crate) fn new(form: Form, stages: Vec<Placed>, context: &CallContext) -> Self {
         Self {
+            enforced: stages.iter().any(|placed| placed.enforced),
             chain: (!stages.is_empty()).then(|| Chain::new(stages.iter().cloned(), context)),
             form,
             stages,
@@ -147,12 +143,14 @@ impl Outlet {
                 Part::Arguments { text, bits } => {
                     let index = self.calls.saturating_sub(1);
                     let mut released = Released::default();
-                    let flow = if self.chain.is_some() {
-                        self.bits(bits, &mut released).await
-                    } else {
+                    let mut flow = Flow::Go;
+                    if self.chain.is_some() {
+                        flow = self.bits(bits, &mut released).await;
+                    }
+                    if !self.enforced {
                         released.text = text;
-                        Flow::Go
-                    };
+                        flow = Flow::Go;
+                    }
                     if !released.text.is_empty() {
                         let text = released.text;
                         out.push(Out::Arguments { index, text });
@@ -184,6 +182,10 @@ impl Outlet {
                 self.bits(bits, &mut released).await
             }
         };
+        if !self.enforced {
+            released = Released::default();
+            own(&mut released, text, start);
+        }
         leave(released, out);
         flow
     }
@@ -204,7 +206,9 @@ impl Outlet {
                 flow
             }
         };
-        leave(released, out);
+        if self.enforced {
+            leave(released, out);
+        }
         flow
     }
 

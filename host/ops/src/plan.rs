@@ -222,7 +222,8 @@ pub(crate) fn changes(old: Side<'_>, new: Side<'_>) -> Vec<Change> {
     found.0
 }
 
-/// The cost of each pipeline, from the microseconds of each stage, of either side.
+/// The cost of each pipeline, from the microseconds of each stage, of either side. Shadows and
+/// canaries are not in it.
 pub(crate) fn costs(
     old: &Config,
     new: &Config,
@@ -239,7 +240,13 @@ pub(crate) fn costs(
         };
         let mut sum = 0.0;
         for stage in pipeline.input.iter().chain(&pipeline.output) {
+            // What does not always count is not on the way of every request.
+            let counts = config
+                .stages
+                .get(stage)
+                .is_some_and(|stage| stage.mode.is_enforce());
             match times.get(stage) {
+                _ if !counts => {}
                 Some(Some(micros)) => sum += micros,
                 _ if unmeasured.contains(stage) => {}
                 _ => unmeasured.push(stage.clone()),

@@ -40,6 +40,9 @@ use crate::{
 /// How often old traces are removed.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How often canaries are looked after beside their requests.
+const CANARY_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Finds the files of models that are named by `pull`.
 pub trait ModelFiles: Send + Sync + 'static {
     /// The GGUF file of a catalogue model.
@@ -168,10 +171,11 @@ impl Platform {
             "config",
             described(&generation),
         )?;
-        let core = Core::new(generation, traces, metrics);
+        let core = Core::new(generation, traces, metrics, audit.clone());
         let background = vec![
             AbortOnDropHandle::new(runtime.spawn(retention(core.clone()))),
             AbortOnDropHandle::new(runtime.spawn(sweep(shelf.clone()))),
+            AbortOnDropHandle::new(runtime.spawn(canaries(core.clone()))),
         ];
         if let Some(served) = candidate.served {
             served();
@@ -352,6 +356,25 @@ impl Platform {
             .audit
             .append("millgate", "platform.stop", "config", json!({}))?;
         Ok(self.inner.store.flush()?)
+    }
+}
+
+/// Keeps what is known of the canaries, and pauses those that no request comes to.
+async fn canaries(core: Arc<Core>) {
+    let mut clock = tokio::time::interval(CANARY_INTERVAL);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let generation = core.generation.load_full();
+        let pipelines = generation.pipelines.iter();
+        let stages = pipelines.flat_map(|it| it.input.iter().chain(&it.output));
+        let canaries: Vec<_> = stages.filter_map(|stage| stage.canary.clone()).collect();
+        if canaries.is_empty() {
+            continue;
+        }
+        let audit = core.audit.clone();
+        let tick = move || canaries.iter().for_each(|canary| canary.tick(&audit));
+        let _ = tokio::task::spawn_blocking(tick).await;
     }
 }
 

@@ -328,16 +328,6 @@ impl Request {
         self.upstream_body(None)
     }
 
-    /// Bytes of text that go to the model, segments or not.
-    pub(crate) fn passed_bytes(&self) -> u64 {
-        self.uncovered
-            + self
-                .segments
-                .iter()
-                .map(|segment| segment.text.len() as u64)
-                .sum::<u64>()
-    }
-
     /// The `reference` (a text or several) in `metadata`, for the evaluation.
     pub(crate) fn references(&self) -> Vec<String> {
         #[derive(Deserialize)]

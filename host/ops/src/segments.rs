@@ -55,7 +55,7 @@ impl fmt::Display for SegmentPath {
 }
 
 /// A text of the request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Segment {
     pub path: SegmentPath,
     pub role: Arc<str>,

@@ -8,7 +8,10 @@ use millgate_sandbox::{
 };
 
 use crate::{
+    canary::Canary,
+    config::StageMode,
     metrics::{Counter, Histogram, Metrics, STAGE_BUCKETS},
+    shadow::ShadowMetrics,
     trace::{Place, StageRecord, StageVerdict},
 };
 
@@ -23,6 +26,12 @@ pub(crate) struct LoadedStage {
     pub validates: bool,
     pub inspects: bool,
     pub metrics: StageMetrics,
+    /// Whether its verdict counts.
+    pub mode: StageMode,
+    /// What its verdicts compare like where they do not count; for all but enforced stages.
+    pub shadow: Option<ShadowMetrics>,
+    /// For which requests a canary's verdict counts.
+    pub canary: Option<Arc<Canary>>,
     made: Made,
 }
 
@@ -108,7 +117,12 @@ impl StageMetrics {
 
 impl LoadedStage {
     /// Makes a loaded stage ready.
-    pub(crate) fn new(stage: Stage, metrics: &Metrics) -> Arc<Self> {
+    pub(crate) fn new(
+        stage: Stage,
+        metrics: &Metrics,
+        mode: StageMode,
+        canary: Option<Arc<Canary>>,
+    ) -> Arc<Self> {
         let manifest = stage.manifest();
         let name: Arc<str> = stage.name().into();
         Arc::new(Self {
@@ -118,6 +132,9 @@ impl LoadedStage {
             validates: manifest.interfaces.contains(&Interface::Validation),
             inspects: manifest.interfaces.contains(&Interface::Compliance),
             metrics: StageMetrics::new(metrics, &name),
+            mode,
+            shadow: (!mode.is_enforce()).then(|| ShadowMetrics::new(metrics, &name)),
+            canary,
             name,
             made: Made::Sandbox(stage),
         })
@@ -151,6 +168,10 @@ impl LoadedStage {
             plugin: self.plugin.clone(),
             digest: self.digest.clone(),
             place,
+            mode: self.mode,
+            enforced: self.mode.is_enforce(),
+            compared: None,
+            tapped: Vec::new(),
             verdict: StageVerdict::NotRun,
             passed: 0,
             given: 0,
@@ -252,14 +273,30 @@ pub(crate) mod testing {
     }
 
     pub(crate) fn stage(hunter: Hunter) -> Arc<LoadedStage> {
+        placed(hunter, StageMode::Enforce, None)
+    }
+
+    pub(crate) fn shadowed(hunter: Hunter) -> Arc<LoadedStage> {
+        placed(hunter, StageMode::Shadow, None)
+    }
+
+    pub(crate) fn canaried(hunter: Hunter, canary: Arc<Canary>) -> Arc<LoadedStage> {
+        placed(hunter, StageMode::Canary, Some(canary))
+    }
+
+    fn placed(hunter: Hunter, mode: StageMode, canary: Option<Arc<Canary>>) -> Arc<LoadedStage> {
         let name: Arc<str> = format!("hunt-{}", hunter.word).into();
+        let metrics = Metrics::new();
         Arc::new(LoadedStage {
             plugin: "hunter 0.1.0".into(),
             digest: "sha256:00".into(),
             closed: hunter.closed,
             validates: false,
             inspects: true,
-            metrics: StageMetrics::new(&Metrics::new(), &name),
+            metrics: StageMetrics::new(&metrics, &name),
+            mode,
+            shadow: Some(ShadowMetrics::new(&metrics, &name)),
+            canary,
             name,
             made: Made::Hand(Box::new(move || Box::new(hunter.clone()))),
         })

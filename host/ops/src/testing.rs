@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use millgate_infer as infer;
-use millgate_store::{Blobs, MemoryStore, Store};
+use millgate_store::{AuditLog, Blobs, MemoryStore, Store};
 use parking_lot::Mutex;
 
 use crate::{
@@ -175,6 +175,7 @@ pub(crate) fn core_with(
 ) -> Arc<Core> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let folder = tempfile::tempdir().unwrap().keep();
+    let audit = Arc::new(AuditLog::open(store.clone(), folder.join("audit.key")).unwrap());
     let metrics = Metrics::new();
     let traces = Traces::open(store.clone(), Arc::new(Blobs::open(folder).unwrap())).unwrap();
     let name: Arc<str> = "p".into();
@@ -203,7 +204,7 @@ pub(crate) fn core_with(
         config: Arc::new(config),
         pipelines: vec![Arc::new(pipeline)],
     };
-    Core::new(generation, traces, metrics)
+    Core::new(generation, traces, metrics, audit)
 }
 
 /// A core with the usual config.

@@ -7,7 +7,12 @@ use millgate_sandbox::{Failure, Finding};
 use millgate_store::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::{id::TraceId, request::Endpoint};
+use crate::{
+    config::StageMode,
+    id::TraceId,
+    request::Endpoint,
+    shadow::{Compared, Tapped},
+};
 
 /// The record of one request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,6 +93,18 @@ pub struct StageRecord {
     pub digest: Arc<str>,
     /// Where it stood.
     pub place: Place,
+    /// Whether its verdicts count by its config.
+    #[serde(default, skip_serializing_if = "StageMode::is_enforce")]
+    pub mode: StageMode,
+    /// Whether its verdict counted for this request. If not, it ran after the answer.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub enforced: bool,
+    /// How a verdict that did not count compares with what became of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<Compared>,
+    /// What a stage that is not enforced would have been given; it never leaves the process.
+    #[serde(skip)]
+    pub(crate) tapped: Vec<Tapped>,
     /// What it decided; the gravest of its verdicts.
     pub verdict: StageVerdict,
     /// Bytes of text that passed this place, whether the stage was given them or not: counted by
@@ -110,6 +127,18 @@ pub struct StageRecord {
     /// The call that failed, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureRecord>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over references"
+)]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn is_zero(number: &u32) -> bool {

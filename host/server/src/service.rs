@@ -157,6 +157,7 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
         | "/api/v1/alerts"
         | "/api/v1/rollouts"
         | "/api/v1/generations"
+        | "/api/v1/stages"
             if !get =>
         {
             (Route::Other, answer::wrong_method(path, "GET"))
@@ -209,6 +210,7 @@ async fn rest(
         "/api/v1/traces" => (Route::Traces, traces::list(platform, query).await),
         "/api/v1/alerts" => (Route::Other, health::alerts(platform)),
         "/api/v1/rollouts" => (Route::Other, answer::json(&platform.rollouts())),
+        "/api/v1/stages" => (Route::Other, answer::json(&platform.stages())),
         "/api/v1/generations" => (Route::Other, operate::list(platform, query).await),
         _ if let Some(number) = path.strip_prefix("/api/v1/generations/") => match get {
             true => (Route::Other, operate::show(platform, number).await),

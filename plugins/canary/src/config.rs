@@ -8,7 +8,7 @@ use millgate_sdk::{ArmRole, StageError};
 use serde::Deserialize;
 
 use crate::review::{Metric, Rules};
-use crate::sequential::{Better, Tolerance};
+use millgate_trial::sequential::{Better, Tolerance};
 
 /// The config.
 #[derive(Debug, Clone, Deserialize)]

@@ -2,22 +2,22 @@
 //! harm, back as soon as an always-valid test says that it does.
 //!
 //! [`split`] picks the arm of a request. [`review`] is the rollout's way through its steps;
-//! [`sequential`] holds the tests that it decides by, and [`moments`] the statistics under them.
+//! [`sequential`] holds the tests that it decides by, and [`moments`] the statistics under them:
+//! the host decides canary stages by the same ones.
 #![cfg_attr(target_family = "wasm", no_std)]
 
 extern crate alloc;
 
 mod config;
-pub mod moments;
 pub mod review;
-pub mod sequential;
-pub mod split;
+
+pub use millgate_trial::{moments, sequential, split};
 
 use millgate_sdk::prelude::*;
 
 pub use config::Config;
+use millgate_trial::split::Share;
 use review::{Memory, Rules};
-use split::Share;
 
 /// The first byte of a saved state; another layout gets another number.
 const STATE_VERSION: u8 = 1;

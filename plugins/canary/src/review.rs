@@ -13,8 +13,8 @@ use alloc::vec::Vec;
 use millgate_sdk::{Action, ArmRole, ArmSummary, Measure, Recommendation, Rollout};
 use serde::{Deserialize, Serialize};
 
-use crate::moments::{Moments, Pair};
-use crate::sequential::{Better, Comparison, Tolerance, holm};
+use millgate_trial::moments::{Moments, Pair};
+use millgate_trial::sequential::{Better, Comparison, Tolerance, holm};
 
 /// The rules of a rollout.
 #[derive(Debug, Clone)]

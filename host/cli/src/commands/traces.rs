@@ -76,7 +76,7 @@ fn row(trace: &Trace) -> Vec<String> {
     let acted: Vec<String> = trace
         .stages
         .iter()
-        .filter(|stage| stage.verdict > StageVerdict::Pass)
+        .filter(|stage| stage.enforced && stage.verdict > StageVerdict::Pass)
         .map(|stage| format!("{}: {}", stage.stage, stage.verdict.name()))
         .collect();
     vec![
@@ -180,6 +180,11 @@ pub fn stages(trace: &Trace) -> String {
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for stage in &trace.stages {
         let place = json!(stage.place).as_str().unwrap_or_default().to_owned();
+        let place = match (stage.enforced, stage.compared) {
+            (true, _) => place,
+            (false, None) => format!("{place} (shadow)"),
+            (false, Some(compared)) => format!("{place} (shadow: {})", compared.name()),
+        };
         rows.push(vec![
             stage.stage.to_string(),
             place,

@@ -16,6 +16,14 @@ pub enum OperateCommand {
     Rollback(RollbackArgs),
     /// The generations that were served, newest first, or one with its config
     Generations(GenerationsArgs),
+    /// The stages that are served: whose verdict counts, and how the others compare
+    Stages(StagesArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct StagesArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
 /// The running server.
@@ -72,7 +80,7 @@ pub struct ApplyArgs {
     /// Make the server's own file say the same, so that a restart serves it too
     #[arg(long, requires = "config")]
     pub write: bool,
-    /// Make a new generation even where nothing changes
+    /// Make a new generation even where nothing changes, and let canaries that fell begin anew
     #[arg(long)]
     pub again: bool,
     /// Who applies it, for the audit log [default: the user's name]

@@ -14,7 +14,7 @@ use crate::storage::Storage;
 use crate::{folders, words};
 
 pub use args::OperateCommand;
-use args::{ApplyArgs, GenerationsArgs, PlanArgs, RollbackArgs, ServerArgs};
+use args::{ApplyArgs, GenerationsArgs, PlanArgs, RollbackArgs, ServerArgs, StagesArgs};
 
 /// Something would change.
 const CHANGES: u8 = 2;
@@ -25,6 +25,7 @@ pub fn run(command: OperateCommand) -> Result<ExitCode> {
         OperateCommand::Apply(args) => apply(&args),
         OperateCommand::Rollback(args) => rollback(&args),
         OperateCommand::Generations(args) => generations(&args),
+        OperateCommand::Stages(args) => stages(&args),
     }
 }
 
@@ -150,6 +151,62 @@ fn generations(args: &GenerationsArgs) -> Result<ExitCode> {
     }
     print!("{}", words::table(&rows));
     Ok(ExitCode::SUCCESS)
+}
+
+fn stages(args: &StagesArgs) -> Result<ExitCode> {
+    let client = Client::new(&args.server.server, args.server.key.clone());
+    let value = client.get("/api/v1/stages")?;
+    if args.server.json {
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let heads = ["stage", "plugin", "mode", "stands in", "verdicts"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    for stage in value.as_array().into_iter().flatten() {
+        let text = |pointer: &str| {
+            let value = stage.pointer(pointer).and_then(Value::as_str);
+            value.unwrap_or_default().to_owned()
+        };
+        let places = stage.get("places").and_then(Value::as_array);
+        let places = places.into_iter().flatten().map(|place| {
+            let part = |key: &str| place.get(key).and_then(Value::as_str).unwrap_or_default();
+            format!("{}.{}", part("pipeline"), part("place"))
+        });
+        let mut mode = text("/mode");
+        if let Some(share) = stage.pointer("/canary/share").and_then(Value::as_f64) {
+            mode.push_str(&format!(", {:.1} %", share * 100.0));
+        }
+        rows.push(vec![
+            text("/stage"),
+            text("/plugin"),
+            mode,
+            places.collect::<Vec<_>>().join(", "),
+            verdicts(stage),
+        ]);
+    }
+    print!("{}", words::table(&rows));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How a stage's verdicts compare where they do not count, and where it stands as a canary.
+fn verdicts(stage: &Value) -> String {
+    let mut parts = Vec::new();
+    let text = |pointer: &str| stage.pointer(pointer).and_then(Value::as_str);
+    if let Some(answer) = text("/canary/answer") {
+        let reason = text("/canary/reason").unwrap_or_default();
+        parts.push(format!("{answer}: {reason}"));
+    }
+    if let Some(Value::Object(shadow)) = stage.get("shadow") {
+        let counts = shadow.iter().filter_map(|(name, count)| {
+            let count = count.as_u64().filter(|&count| count > 0)?;
+            Some(format!("{count} {name}"))
+        });
+        parts.extend(counts);
+    }
+    if parts.is_empty() && stage.get("mode") == Some(&Value::from("enforce")) {
+        return "count".to_owned();
+    }
+    parts.join(", ")
 }
 
 /// The same from the data folder of a server that does not run.

@@ -2,7 +2,7 @@
 //! must add up.
 
 use super::{
-    Config, GrantConfig, Load, ModelConfig, PipelineConfig,
+    Config, GrantConfig, Load, ModelConfig, PipelineConfig, StageConfig, StageMode,
     problem::{Problems, suggest},
     tree::{
         Node,
@@ -62,6 +62,7 @@ pub(super) fn check(document: &Node, config: &Config, problems: &mut Problems<'_
             );
         }
         check_grant(document, name, &stage.grant, config, problems);
+        check_mode(document, name, stage, problems);
     }
     for (name, pipeline) in &config.pipelines {
         check_pipeline(document, name, pipeline, config, problems);
@@ -116,6 +117,82 @@ fn check_grant(
                 "remove it; `state` and `inference` can be granted",
             );
         }
+    }
+}
+
+/// A canary has a share, and nothing else has one.
+fn check_mode(document: &Node, name: &str, stage: &StageConfig, problems: &mut Problems<'_>) {
+    let at = |key: &str| document.span_of(&[Key("stages"), Key(name), Key(key)]);
+    let given = document.has(&["stages", name, "canary"]);
+    let Some(canary) = &stage.canary else {
+        if stage.mode == StageMode::Canary && !given {
+            problems.add(
+                &at("mode"),
+                format!("`stages.{name}` is a canary without a share"),
+                "add canary = { share = 0.1 }: the share of requests for which its verdict counts",
+            );
+        }
+        return;
+    };
+    if stage.mode != StageMode::Canary {
+        problems.add(
+            &at("canary"),
+            format!("`stages.{name}.canary` is for mode = \"canary\""),
+            "write mode = \"canary\" beside it, or remove it",
+        );
+    }
+    let inside = |value: f64| value > 0.0 && value < 1.0;
+    let place = |key: &str| document.span_of(&[Key("stages"), Key(name), Key("canary"), Key(key)]);
+    if !inside(canary.share) {
+        problems.add(
+            &place("share"),
+            format!("`stages.{name}.canary.share` leaves nothing to compare with"),
+            "write a share above 0 and below 1; for all requests write mode = \"enforce\", for none mode = \"shadow\"",
+        );
+    }
+    for (key, value) in [
+        ("failed", canary.failed),
+        ("blocked", canary.blocked),
+        ("alpha", canary.alpha),
+    ] {
+        if !inside(value) {
+            problems.add(
+                &place(key),
+                format!("`stages.{name}.canary.{key}` must lie between 0 and 1"),
+                "two sides are never found to be exactly alike: leave some room, such as 0.01",
+            );
+        }
+    }
+    if canary.latency <= 1.0 {
+        problems.add(
+            &place("latency"),
+            format!("`stages.{name}.canary.latency` must be above 1"),
+            "two sides are never found to be exactly alike: leave some room, such as 1.2",
+        );
+    }
+}
+
+/// A stage whose verdict does not always count stands where verdicts count.
+fn always_counts(
+    document: &Node,
+    name: &str,
+    place: &[super::tree::Step<'_>],
+    config: &Config,
+    problems: &mut Problems<'_>,
+) {
+    let mode = config
+        .stages
+        .get(name)
+        .map_or(StageMode::Enforce, |it| it.mode);
+    if mode != StageMode::Enforce {
+        problems.add(
+            &document.span_of(place),
+            format!(
+                "`{name}` has mode = \"{}\", which is for stages in `input` and `output`",
+                mode.name()
+            ),
+            "use a stage with mode = \"enforce\" here",
+        );
     }
 }
 
@@ -248,6 +325,9 @@ fn check_pipeline(
         for (index, stage) in stages.iter().enumerate() {
             let place = [Key("pipelines"), Key(name), Key(key), Index(index)];
             defined(document, "stages", stage, &place, problems);
+            if key == "monitors" {
+                always_counts(document, stage, &place, config, problems);
+            }
             if stages.iter().take(index).any(|other| other == stage) {
                 problems.add(
                     &at(&[Key(key), Index(index)]),
@@ -260,10 +340,12 @@ fn check_pipeline(
     if let Some(stage) = &pipeline.deployment {
         let place = [Key("pipelines"), Key(name), Key("deployment")];
         defined(document, "stages", stage, &place, problems);
+        always_counts(document, stage, &place, config, problems);
     }
     if let Some(evaluation) = &pipeline.evaluation {
         let place = [Key("pipelines"), Key(name), Key("evaluation"), Key("stage")];
         defined(document, "stages", &evaluation.stage, &place, problems);
+        always_counts(document, &evaluation.stage, &place, config, problems);
     }
     if pipeline.serves.is_empty() && !faulty(document, name, "serves") {
         problems.add(
