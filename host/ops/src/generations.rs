@@ -3,7 +3,12 @@
 //! Records stand in the store under `generation/` and the number; texts and plugins are blobs beside
 //! it, each kept once.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use millgate_store::{Batch, Blobs, Digest, Order, Store};
@@ -18,6 +23,8 @@ use crate::{
 /// Where the number of the last generation is kept, so that it grows over restarts.
 const NUMBER_KEY: &[u8] = b"generation";
 const PREFIX: &[u8] = b"generation/";
+/// How many generations are kept; older ones go, with what only they had.
+const MAX_KEPT: usize = 200;
 /// The most lines about what changed that are kept with a generation.
 const MAX_LINES: usize = 200;
 
@@ -222,7 +229,45 @@ impl Generations {
         let mut batch = Batch::new();
         batch.put(key(record.number), value);
         self.store.commit(batch).wait()?;
+        if let Err(error) = self.prune(MAX_KEPT) {
+            tracing::warn!(%error, "old generations could not be removed");
+        }
         Ok(record.number)
+    }
+
+    /// Removes all but the last `keep` generations, and the texts and plugins that none of these has.
+    fn prune(&self, keep: usize) -> Result<()> {
+        let keys = self
+            .store
+            .scan_prefix(PREFIX, Order::Descending, keep + 1)?;
+        if keys.len() <= keep {
+            return Ok(());
+        }
+        let all = self
+            .store
+            .scan_prefix(PREFIX, Order::Descending, usize::MAX)?;
+        let (kept, old) = all.split_at(keep.min(all.len()));
+        let mut live = HashSet::new();
+        for (key, value) in kept {
+            let record = read(key, value)?;
+            live.insert(record.text);
+            live.extend(
+                record
+                    .stages
+                    .values()
+                    .filter_map(|pin| pin.digest.parse::<Digest>().ok()),
+            );
+        }
+        let mut batch = Batch::new();
+        for (key, _) in old {
+            batch.delete(key.clone());
+        }
+        self.store.commit(batch).wait()?;
+        // Generations are kept one at a time, so nothing that is not live is on its way into one.
+        for digest in self.blobs.garbage(&live, Duration::ZERO)? {
+            self.blobs.delete(&digest)?;
+        }
+        Ok(())
     }
 
     /// The next generation's number: it grows over restarts.
@@ -328,6 +373,24 @@ mod tests {
         assert_eq!(all.before(4).unwrap(), 1);
         assert_eq!(keep(Some(1)), 5);
         assert!(all.before(5).is_err());
+    }
+
+    #[test]
+    fn old_generations_go_with_what_only_they_had() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let folder = tempfile::tempdir().unwrap();
+        let all = Generations::open(store, folder.path()).unwrap();
+        let mut first = record(None);
+        first.text = Digest::of(b"first");
+        all.keep(first, "first", [&b"wasm"[..]]).unwrap();
+        all.keep(record(None), "text", [&b"wasm"[..]]).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        all.prune(1).unwrap();
+        let left = all.list(9).unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(all.text(&left[0]).unwrap(), "text");
+        assert!(all.plugins(&left[0]).is_ok());
+        assert_eq!(all.blobs.digests().unwrap().len(), 2);
     }
 
     #[test]

@@ -309,6 +309,10 @@ impl Platform {
             applied.notes.extend(fallen(&loaded.parts));
         }
         if digest == current.digest && !ask.again {
+            // What was pulled for it is used all the same.
+            if let Some(served) = candidate.served {
+                served();
+            }
             return Ok(applied);
         }
         let record = GenerationRecord {

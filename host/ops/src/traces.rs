@@ -71,6 +71,8 @@ impl TraceFilter {
                 .as_deref()
                 .is_none_or(|stage| *record.stage == *stage)
                 && self.verdict.is_none_or(|verdict| record.verdict == verdict)
+                // A verdict that did not count is only asked for by the stage's name.
+                && (self.stage.is_some() || record.enforced)
         };
         self.model
             .as_deref()

@@ -1,9 +1,11 @@
 //! The sandbox: one engine, its pool, its cache.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 use wasmtime::component::Instance;
 use wasmtime::{Engine, Store};
 
@@ -57,7 +59,13 @@ struct Inner {
     engine: Engine,
     permits: Permits,
     images: Images,
+    /// What was read of plugins, by the SHA-256 of their bytes: a config is checked again and again
+    /// against the same ones, and reading one takes longer than hashing it.
+    known: Mutex<HashMap<[u8; 32], PluginInfo>>,
 }
+
+/// The most plugins whose reading is remembered.
+const MAX_KNOWN: usize = 64;
 
 impl Sandbox {
     /// Makes the engine and its pool, and starts the clock that enforces deadlines.
@@ -70,13 +78,24 @@ impl Sandbox {
                 images: Images::new(made.engine.clone(), permits.clone(), cache),
                 permits,
                 engine: made.engine,
+                known: Mutex::default(),
             }),
         })
     }
 
     /// Reads a plugin and checks its manifest, imports and exports. Nothing of it runs.
     pub fn inspect(&self, bytes: &[u8]) -> Result<PluginInfo> {
-        plugin::inspect(bytes)
+        let digest = Sha256::digest(bytes).into();
+        if let Some(known) = self.inner.known.lock().get(&digest) {
+            return Ok(known.clone());
+        }
+        let info = plugin::inspect(bytes)?;
+        let mut known = self.inner.known.lock();
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(digest, info.clone());
+        Ok(info)
     }
 
     /// Checks a config against a plugin's schema, and gives it back with its defaults.
@@ -101,7 +120,7 @@ impl Sandbox {
         services: Arc<dyn Services>,
     ) -> Result<Stage> {
         let inner = &self.inner;
-        let info = plugin::inspect(bytes)?;
+        let info = self.inspect(bytes)?;
         let plugin = info.manifest.name.clone();
         plugin::check_grant(&info.manifest, &spec.name, &spec.grant)?;
         spec.config = self.check_config(&info, &spec.name, &spec.config)?;
