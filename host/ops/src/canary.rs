@@ -622,7 +622,9 @@ mod tests {
     #[test]
     fn a_stage_that_does_harm_falls_and_says_by_what() {
         let healthy = |random: &mut StdRng| 100.0 + random.random_range(-30.0..30.0);
-        let cases: [(&str, fn(bool) -> (f64, f64, f64)); 3] = [
+        /// Rates of failed and refused requests, and a factor on the time, of either side.
+        type Rates = fn(bool) -> (f64, f64, f64);
+        let cases: [(&str, Rates); 3] = [
             ("it fails", |on| (if on { 0.2 } else { 0.0 }, 0.01, 1.0)),
             ("more is refused", |on| {
                 (0.0, if on { 0.2 } else { 0.01 }, 1.0)

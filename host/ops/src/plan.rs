@@ -560,7 +560,7 @@ arms = [{ name = "a", model = "m" }]
             lines(&old, &new, "0.1.0"),
             [
                 "+ stages.mask.grant.inference: {\"models\":[\"m\"],\"tokens-per-minute\":7}",
-                "- stages.mask.grant.state: {\"bytes\":10}",
+                "- stages.mask.grant.state: {\"bytes\":\"10B\"}",
                 "~ pipelines.p.input: [\"old\",\"mask\"] -> [\"mask\",\"old\"]",
             ]
         );

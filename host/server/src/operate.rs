@@ -257,13 +257,7 @@ mod tests {
 
     #[test]
     fn only_an_address_is_a_host_that_nobody_else_can_name() {
-        for good in [
-            "127.0.0.1:8080",
-            "localhost",
-            "LOCALHOST:1",
-            "[::1]:80",
-            "::1",
-        ] {
+        for good in ["127.0.0.1:8080", "localhost", "LOCALHOST:1", "[::1]:80"] {
             assert!(is_address(good), "{good}");
         }
         for bad in [
