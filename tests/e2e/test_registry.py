@@ -388,8 +388,8 @@ def test_a_reload_takes_a_new_version_and_a_failed_pull_changes_nothing(
     assert operator.lock.read_text() == locked
     ask(server)
     assert "[EMAIL]" in upstream.requests[-1]
-    # What is locked and here needs no registry.
-    hang_up(new, "the new config is served")
+    # What is locked and here needs no registry; and it is what is served already.
+    hang_up(new, "nothing changed in the config")
     ask(server)
 
 
