@@ -180,14 +180,25 @@ def test_a_canary_enforces_for_its_share_and_falls_when_more_is_refused(millgate
 
 
 def test_a_canary_that_fails_falls_and_until_then_its_policy_counts(millgate, upstream):
-    # A limit that no call can keep: each one of its calls fails.
-    canary = 'canary = { share = 0.5, min-requests = 10 }\non-failure = "open"\nlimits = { memory = "64KiB" }'
-    server = millgate(config(upstream, "shadow"))
-    text = config(upstream, "canary", canary)
-    status, _, answer = server.request("POST", "/api/v1/apply", json.dumps({"config": text}).encode(), OPERATOR)
-    # A plugin that does not fit its memory is refused when it is loaded: nothing falls, nothing changes.
-    assert status == 400 and "memory" in json.loads(answer)["error"]["message"], answer
-    assert stage(server)["mode"] == "shadow"
+    # A short text has room in its memory, and a long one has not.
+    canary = """canary = { share = 0.5, min-requests = 10, latency = 100.0 }
+on-failure = "closed"
+limits = { memory = "2MiB" }"""
+    roomy = '[stages.mask]\nlimits = { memory = "64MiB", deadline = "10s" }'
+    server = millgate(config(upstream, "canary", canary).replace("[stages.mask]", roomy))
+    long = CLEAN * 100_000
+    failed = 0
+    for turn in range(200):
+        status, answer, _ = ask(server, long, user=f"u{turn}")
+        assert status in (200, 503), answer
+        failed += status == 503
+        if stage(server)["canary"]["phase"] == "fallen":
+            break
+    assert failed >= 10
+    status = stage(server)["canary"]
+    assert status["phase"] == "fallen" and "it fails on more requests than 0.01" in status["reason"]
+    for turn in range(5):
+        assert ask(server, long, user=f"u{turn}")[0] == 200
 
 
 def test_a_canary_needs_a_share_that_leaves_something_to_compare_with(millgate, upstream):
