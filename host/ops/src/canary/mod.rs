@@ -5,6 +5,10 @@
 //! it has fallen back to the shadow. What is known survives a restart; a fall ends with a generation
 //! in which the stage is another one, or one that was applied anew.
 
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -12,8 +16,7 @@ use std::sync::{
 
 use millgate_store::{AuditLog, Digest, Store};
 use millgate_trial::{
-    moments::{Moments, Pair},
-    sequential::{Better, Comparison, Tolerance, holm},
+    sequential::holm,
     split::{self, Share},
 };
 use parking_lot::Mutex;
@@ -27,11 +30,7 @@ use crate::{
     metrics::{Counter, Gauge, Metrics},
     trace::{Finish, Trace},
 };
-
-/// The size of effect, in standard deviations, that the tests find soonest.
-const EFFECT: f64 = 0.15;
-/// What is watched, in the order of [`Rules::tests`].
-const TESTS: [&str; 4] = ["failed", "blocked-more", "blocked-less", "latency-ms"];
+use state::{State, add};
 
 /// Where a canary stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,22 +128,6 @@ impl Outcome {
             values: (trace.finish != Finish::Cancelled).then_some(values),
         }
     }
-}
-
-/// What is kept of a canary.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct State {
-    id: String,
-    phase: CanaryPhase,
-    since_ms: u64,
-    reason: String,
-    /// `failed`, `blocked`, `latency-ms`.
-    pairs: [Pair; 3],
-    /// The smallest p-values so far, of being within what is allowed and of being beyond it.
-    within: [Option<f64>; TESTS.len()],
-    beyond: [Option<f64>; TESTS.len()],
-    /// When either side last had a request.
-    last_ms: Sides<u64>,
 }
 
 /// A canary stage's side of requests, and its record.
@@ -411,324 +394,5 @@ impl Canary {
                 .collect(),
             needed_requests: state.needed(&self.config),
         }
-    }
-}
-
-impl State {
-    fn new(id: String) -> Self {
-        let now = now_ms();
-        Self {
-            id,
-            phase: CanaryPhase::Running,
-            since_ms: now,
-            reason: "as configured".to_owned(),
-            pairs: [Pair::default(); 3],
-            within: [None; TESTS.len()],
-            beyond: [None; TESTS.len()],
-            last_ms: Sides {
-                enforced: now,
-                shadow: now,
-            },
-        }
-    }
-
-    fn requests(&self) -> Sides<u64> {
-        let [pair, ..] = &self.pairs;
-        Sides {
-            enforced: pair.candidate.count,
-            shadow: pair.stable.count,
-        }
-    }
-
-    /// What is tested: a pair, and how much worse its enforced side may be.
-    fn tests(&self, config: &CanaryConfig) -> [(Pair, Tolerance); TESTS.len()] {
-        let [failed, blocked, latency] = self.pairs;
-        let tolerance = |better, ratio, margin| Tolerance {
-            better,
-            ratio,
-            margin,
-        };
-        [
-            (failed, tolerance(Better::Lower, 1.0, config.failed)),
-            (blocked, tolerance(Better::Lower, 1.0, config.blocked)),
-            (blocked, tolerance(Better::Higher, 1.0, config.blocked)),
-            (latency, tolerance(Better::Lower, config.latency, 0.0)),
-        ]
-    }
-
-    /// Compares the sides and lowers the p-values. The reason to fall, if there is one.
-    fn look(&mut self, config: &CanaryConfig) -> Option<String> {
-        let tests = self.tests(config);
-        for (index, (pair, tolerance)) in tests.iter().enumerate() {
-            let compared = Comparison::of(
-                std::slice::from_ref(pair),
-                *tolerance,
-                EFFECT,
-                config.min_requests,
-            );
-            let Some(compared) = compared else { continue };
-            let lower = |so_far: Option<&mut Option<f64>>, now: f64| {
-                if let Some(so_far) = so_far {
-                    *so_far = Some(so_far.map_or(now, |so_far| so_far.min(now)));
-                }
-            };
-            lower(self.within.get_mut(index), compared.p_within());
-            lower(self.beyond.get_mut(index), compared.p_beyond());
-        }
-        let adjusted = holm(&self.within.map(|p_value| p_value.unwrap_or(1.0)));
-        let worst = adjusted.iter().zip(TESTS).zip(tests);
-        let worst = worst.min_by(|((a, _), _), ((b, _), _)| a.total_cmp(b));
-        let ((p_value, name), (pair, _)) = worst?;
-        (*p_value <= config.alpha).then(|| {
-            let what = match name {
-                "failed" => format!("it fails on more requests than {}", config.failed),
-                "blocked-more" => format!("more is refused, by more than {}", config.blocked),
-                "blocked-less" => format!("less is refused, by more than {}", config.blocked),
-                _ => format!("it takes more than {} times the others' time", config.latency),
-            };
-            format!(
-                "{what}: {:.4} where its verdict counted ({} requests), {:.4} where it did not ({}); p {p_value:.1e}",
-                pair.candidate.mean, pair.candidate.count, pair.stable.mean, pair.stable.count
-            )
-        })
-    }
-
-    /// Pauses where no request comes to one of the sides. Whether it moved.
-    fn follow(&mut self, config: &CanaryConfig, now: u64) -> bool {
-        let last = self.last_ms.enforced.min(self.last_ms.shadow);
-        let limit = u64::try_from(config.no_data.0.as_millis()).unwrap_or(u64::MAX);
-        let silent = now.saturating_sub(last) >= limit;
-        let (phase, reason) = match (self.phase, silent) {
-            (CanaryPhase::Running, true) => (
-                CanaryPhase::Paused,
-                format!(
-                    "no data: no request came to one of its sides for {} s",
-                    now.saturating_sub(last) / 1000
-                ),
-            ),
-            (CanaryPhase::Paused, false) => {
-                (CanaryPhase::Running, "requests come again".to_owned())
-            }
-            _ => return false,
-        };
-        (self.phase, self.since_ms, self.reason) = (phase, now, reason);
-        true
-    }
-
-    fn answer(&self, config: &CanaryConfig) -> CanaryAnswer {
-        let requests = self.requests();
-        match self.phase {
-            CanaryPhase::Fallen => CanaryAnswer::Fail,
-            CanaryPhase::Paused => CanaryAnswer::NoData,
-            CanaryPhase::Running if requests.enforced.min(requests.shadow) == 0 => {
-                CanaryAnswer::NoData
-            }
-            CanaryPhase::Running => {
-                let shown = |p_value: &Option<f64>| p_value.is_some_and(|it| it <= config.alpha);
-                if self.beyond.iter().all(shown) {
-                    CanaryAnswer::Pass
-                } else {
-                    CanaryAnswer::Inconclusive
-                }
-            }
-        }
-    }
-
-    /// How many requests of its side the slowest test needs in all.
-    fn needed(&self, config: &CanaryConfig) -> Option<u64> {
-        let mut needed = 0;
-        let shown = |p_value: &Option<f64>| p_value.is_some_and(|it| it <= config.alpha);
-        for ((pair, tolerance), beyond) in self.tests(config).iter().zip(&self.beyond) {
-            if !shown(beyond) {
-                let compared = Comparison::of(
-                    std::slice::from_ref(pair),
-                    *tolerance,
-                    EFFECT,
-                    config.min_requests,
-                );
-                needed = needed.max(compared?.needed(*tolerance, config.alpha)?);
-            }
-        }
-        (needed > 0).then_some(needed)
-    }
-}
-
-/// Adds a value to a running mean and its squared deviations (Welford 1962).
-fn add(moments: &mut Moments, value: f64) {
-    moments.count += 1;
-    let before = value - moments.mean;
-    moments.mean += before / moments.count as f64;
-    moments.m2 += before * (value - moments.mean);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use millgate_store::MemoryStore;
-    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-
-    fn config(more: &str) -> CanaryConfig {
-        toml::from_str(&format!("share = 0.5\n{more}")).unwrap()
-    }
-
-    fn open(store: &Arc<dyn Store>, version: &str) -> Arc<Canary> {
-        let config = config("");
-        let stage = StageConfig {
-            plugin: Some(version.to_owned()),
-            canary: Some(config.clone()),
-            ..StageConfig::default()
-        };
-        Canary::open(
-            "guard",
-            "sha256:0",
-            &stage,
-            &config,
-            store.clone(),
-            &Metrics::new(),
-        )
-        .unwrap()
-    }
-
-    fn outcome(enforced: bool, values: [f64; 3]) -> Outcome {
-        Outcome {
-            enforced,
-            values: Some(values),
-        }
-    }
-
-    /// Requests, half on either side, until it falls: how many.
-    fn until_it_falls(
-        canary: &Canary,
-        seed: u64,
-        most: u64,
-        of: impl Fn(&mut StdRng, bool) -> [f64; 3],
-    ) -> Option<u64> {
-        let mut random = StdRng::seed_from_u64(seed);
-        (1..=most).find(|number| {
-            let enforced = number % 2 == 0;
-            let values = of(&mut random, enforced);
-            canary.note(&outcome(enforced, values))
-        })
-    }
-
-    fn store() -> Arc<dyn Store> {
-        Arc::new(MemoryStore::new())
-    }
-
-    fn flag(random: &mut StdRng, rate: f64) -> f64 {
-        if random.random_bool(rate) { 1.0 } else { 0.0 }
-    }
-
-    #[test]
-    fn a_stage_that_does_harm_falls_and_says_by_what() {
-        let healthy = |random: &mut StdRng| 100.0 + random.random_range(-30.0..30.0);
-        /// Rates of failed and refused requests, and a factor on the time, of either side.
-        type Rates = fn(bool) -> (f64, f64, f64);
-        let cases: [(&str, Rates); 3] = [
-            ("it fails", |on| (if on { 0.2 } else { 0.0 }, 0.01, 1.0)),
-            ("more is refused", |on| {
-                (0.0, if on { 0.2 } else { 0.01 }, 1.0)
-            }),
-            ("less is refused", |on| {
-                (0.0, if on { 0.0 } else { 0.2 }, 1.0)
-            }),
-        ];
-        for (words, rates) in cases {
-            let canary = open(&store(), "a");
-            let fell = until_it_falls(&canary, 7, 4000, |random, on| {
-                let (failed, blocked, slow) = rates(on);
-                [
-                    flag(random, failed),
-                    flag(random, blocked),
-                    healthy(random) * slow,
-                ]
-            });
-            assert!(fell.is_some(), "{words}");
-            let status = canary.status();
-            assert!(status.reason.contains(words), "{}", status.reason);
-            assert_eq!(
-                (status.phase, status.answer, status.share),
-                (CanaryPhase::Fallen, CanaryAnswer::Fail, 0.0)
-            );
-            assert!(!canary.enforces(&TraceId::new(1), |_| None, "t"));
-        }
-        let canary = open(&store(), "a");
-        let fell = until_it_falls(&canary, 7, 4000, |random, on| {
-            [0.0, 0.0, healthy(random) * if on { 2.0 } else { 1.0 }]
-        });
-        assert!(fell.is_some() && canary.status().reason.contains("times the others' time"));
-    }
-
-    #[test]
-    fn a_stage_that_does_no_harm_seldom_falls_and_is_shown_to_pass() {
-        let (mut falls, mut passes) = (0, 0);
-        for seed in 0..40 {
-            let canary = open(&store(), "a");
-            let fell = until_it_falls(&canary, seed, 4000, |random, _| {
-                [
-                    0.0,
-                    flag(random, 0.03),
-                    100.0 + random.random_range(-30.0..30.0),
-                ]
-            });
-            falls += usize::from(fell.is_some());
-            passes += usize::from(canary.status().answer == CanaryAnswer::Pass);
-        }
-        assert!(falls <= 2, "{falls} of 40");
-        assert!(passes >= 30, "{passes} of 40");
-    }
-
-    #[test]
-    fn a_fall_survives_a_restart_and_ends_with_another_stage_or_when_it_is_applied_anew() {
-        let store = store();
-        let folder = tempfile::tempdir().unwrap();
-        let audit = AuditLog::open(store.clone(), folder.path().join("key")).unwrap();
-        let canary = open(&store, "a");
-        assert!(
-            until_it_falls(&canary, 1, 500, |_, on| [
-                if on { 1.0 } else { 0.0 },
-                0.0,
-                9.0
-            ])
-            .is_some()
-        );
-        canary.write_fall(&audit);
-        assert_eq!(audit.entries(0..9).unwrap()[0].record.action, "canary.fall");
-        assert_eq!(open(&store, "a").status().phase, CanaryPhase::Fallen);
-        assert_eq!(open(&store, "b").status().phase, CanaryPhase::Running);
-        let again = open(&store, "a");
-        again.begin_again();
-        assert_eq!(open(&store, "a").status().phase, CanaryPhase::Running);
-    }
-
-    #[test]
-    fn without_data_it_pauses_and_never_passes() {
-        let canary = open(&store(), "a");
-        assert_eq!(canary.status().answer, CanaryAnswer::NoData);
-        let mut state = canary.state.lock().0.clone();
-        let config = config("no-data = \"1m\"");
-        let begin = state.since_ms;
-        assert!(!state.follow(&config, begin + 59_000));
-        assert!(state.follow(&config, begin + 60_000));
-        assert_eq!(state.phase, CanaryPhase::Paused);
-        assert_eq!(state.answer(&config), CanaryAnswer::NoData);
-        state.last_ms = Sides {
-            enforced: begin + 61_000,
-            shadow: begin + 61_000,
-        };
-        assert!(state.follow(&config, begin + 62_000));
-        assert_eq!(state.phase, CanaryPhase::Running);
-    }
-
-    #[test]
-    fn a_user_is_always_on_the_same_side_and_the_share_is_kept() {
-        let canary = open(&store(), "a");
-        let side = |user: usize| {
-            let value = |sticky| (sticky == Sticky::User).then(|| user.to_string());
-            canary.enforces(&TraceId::new(user as u64), value, "t")
-        };
-        let on = (0..4000).filter(|&user| side(user)).count();
-        assert!((1800..2200).contains(&on), "{on}");
-        assert!((0..50).all(|user| side(user) == side(user)));
     }
 }
