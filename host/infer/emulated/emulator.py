@@ -28,7 +28,7 @@ STUB = 0x4000  # What a system call jumps to.
 PROGRAM, LOADER, HEAP, AREAS, STACK = 0x1_0000_0000, 0x2_0000_0000, 0x3_0000_0000, 0x4_0000_0000, 0x9_0000_0000
 # clflush [rsp] (whose hook answers); lea rsp, [rsp-128]; push r11; popfq; lea rsp, [rsp+128]; jmp rcx
 STUB_CODE = bytes.fromhex("0fae3c24 488d642480 4153 9d 488da42480000000 ffe1")
-ENOENT, EAGAIN, EBADF, EINVAL, ENOSYS = 2, 11, 9, 22, 38
+ENOENT, EAGAIN, ENOSYS = 2, 11, 38
 
 
 def up(value, to=PAGE):
@@ -122,7 +122,7 @@ class System:
         memory, (a, b, c, d, e, f) = self.memory, args
         fd = a if a < 2**31 else -1
         match number:
-            case 0:
+            case 0:  # read, and below: pread64, write, writev, close, lseek, openat, fstat, access, readlink
                 data = os.read(fd, c)
                 memory.write(b, data)
                 return len(data)
@@ -190,6 +190,9 @@ class System:
                 return 0
             case 56 | 435:
                 return -EAGAIN
+            # Newer calls, without which the C library and Rust's do well.
+            case 332 | 334:
+                return -ENOSYS
             # Protection, advice, signals, locks that nobody else holds: nothing to do.
             case 10 | 11 | 13 | 14 | 24 | 28 | 131 | 202 | 273 | 7 | 72 | 157 | 16 | 203:
                 if number == 131 and b:

@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "SIMD intrinsics, which read through pointers")]
+#![allow(
+    unsafe_code,
+    reason = "SIMD intrinsics and assembly, which read through pointers"
+)]
 //! The products for processors with AVX-512 and VNNI, whose instructions multiply and add up at once; for all else such a
 //! processor runs the AVX2 kernels.
 //!
@@ -6,7 +9,9 @@
 //! same bits from either. Every function here may be called only where all of the features that it names were detected
 //! (`kernels::Level::Avx512`).
 
+use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::avx2::{self, AHEAD, MIDDLE, OWN, RowPointers, SHARED, add_tile, halves};
 use super::avx2_panels::{Form, SPREAD};
@@ -103,55 +108,108 @@ pub(super) unsafe fn panel_products(
     blocks: usize,
     sums: *mut [[f32; LANES]; 2],
 ) {
-    let both = |at: [*const f32; 2]| {
-        // SAFETY: the caller's: 8 words at each pointer.
-        let [first, second] = at.map(|at| unsafe { _mm256_loadu_si256(at.cast()) });
-        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
-    };
     for _ in 0..blocks {
         // SAFETY: the caller's, for all pointers.
         unsafe {
-            // Even and odd pairs apart, because an instruction waits for the sum that it adds to.
-            let mut near = [[_mm512_setzero_si512(); 2]; PANEL];
-            let mut far = near;
-            for (half, sums) in [&mut near, &mut far].into_iter().enumerate() {
-                for pair in half * PAIRS / 2..(half + 1) * PAIRS / 2 {
-                    let words = both(weights.map(|weights| weights.add(8 * pair)));
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let x = panel.add(pair * PANEL + row).cast::<i32>();
-                        let sum = &mut sums[pair % 2];
-                        *sum = _mm512_dpwssd_epi32(*sum, words, _mm512_set1_epi32(*x));
-                    }
-                }
-            }
             let numbers = |index: usize| {
                 let at = 8 * PAIRS + index * LANES;
-                _mm512_castsi512_ps(both(weights.map(|weights| weights.add(at))))
+                _mm512_castsi512_ps(both(weights, at))
             };
             let of_rows = panel.add(PAIRS * PANEL).cast::<f32>();
-            let scales = numbers(0);
-            for row in 0..PANEL {
-                let of_row = _mm512_set1_ps(*of_rows.add(row));
-                let [near, far] = [near[row], far[row]].map(|[a, b]| _mm512_add_epi32(a, b));
-                let sum = sums.add(row).cast::<f32>();
-                let mut all = _mm512_loadu_ps(sum);
-                if form == Form::Minima {
-                    let sum_of_row = _mm512_set1_ps(*of_rows.add(PANEL + row));
-                    all = _mm512_fmadd_ps(numbers(2), sum_of_row, all);
+            let of_row = |index: usize| _mm512_set1_ps(*of_rows.add(index));
+            if form == Form::Halves {
+                let near = pair_products(weights, panel, 0..PAIRS / 2);
+                let far = pair_products(weights, panel, PAIRS / 2..PAIRS);
+                for row in 0..PANEL {
+                    let sum = sums.add(row).cast::<f32>();
+                    let mut all = _mm512_loadu_ps(sum);
+                    for (products, scales) in [(near, numbers(0)), (far, numbers(1))] {
+                        let scale = _mm512_mul_ps(scales, of_row(row));
+                        all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[row]), scale, all);
+                    }
+                    _mm512_storeu_ps(sum, all);
                 }
-                let scale = _mm512_mul_ps(scales, of_row);
-                if form == Form::Halves {
-                    all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(near), scale, all);
-                    let scale = _mm512_mul_ps(numbers(1), of_row);
-                    all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(far), scale, all);
-                } else {
-                    let whole = _mm512_cvtepi32_ps(_mm512_add_epi32(near, far));
-                    all = _mm512_fmadd_ps(whole, scale, all);
+            } else {
+                let products = pair_products(weights, panel, 0..PAIRS);
+                let (scales, minima) = (numbers(0), numbers(2));
+                for row in 0..PANEL {
+                    let sum = sums.add(row).cast::<f32>();
+                    let mut all = _mm512_loadu_ps(sum);
+                    if form == Form::Minima {
+                        all = _mm512_fmadd_ps(minima, of_row(PANEL + row), all);
+                    }
+                    let scale = _mm512_mul_ps(scales, of_row(row));
+                    all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[row]), scale, all);
+                    _mm512_storeu_ps(sum, all);
                 }
-                _mm512_storeu_ps(sum, all);
             }
-            weights = weights.map(|weights| weights.add(SPREAD));
+            weights = [weights[0].add(SPREAD), weights[1].add(SPREAD)];
             panel = panel.add(PANEL_WORDS);
         }
     }
+}
+
+/// The 8 words at `at` of each of two groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline]
+unsafe fn both([first, second]: [*const f32; 2], at: usize) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        let first = _mm256_loadu_si256(first.add(at).cast());
+        let second = _mm256_loadu_si256(second.add(at).cast());
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
+    }
+}
+
+/// The integer sums of a panel's rows over some pairs of columns, whose number is even.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline]
+unsafe fn pair_products(
+    weights: [*const f32; 2],
+    panel: *const u32,
+    pairs: Range<usize>,
+) -> [__m512i; PANEL] {
+    // Even and odd pairs apart, because an instruction waits for the sum that it adds to.
+    let (mut even, mut odd) = (
+        [_mm512_setzero_si512(); PANEL],
+        [_mm512_setzero_si512(); PANEL],
+    );
+    for pair in pairs.step_by(2) {
+        // SAFETY: the caller's: the words of these pairs are there.
+        unsafe {
+            add_pair(both(weights, 8 * pair), panel.add(pair * PANEL), &mut even);
+            add_pair(
+                both(weights, 8 * pair + 8),
+                panel.add((pair + 1) * PANEL),
+                &mut odd,
+            );
+        }
+    }
+    std::array::from_fn(|row| _mm512_add_epi32(even[row], odd[row]))
+}
+
+/// Adds the products of a pair of columns of two groups with the pairs of words at `x`, one for each row.
+///
+/// In assembly, because the compiler takes the instruction apart into a multiplication and an addition.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline]
+unsafe fn add_pair(words: __m512i, x: *const u32, sums: &mut [__m512i; PANEL]) {
+    let [mut a, mut b, mut c, mut d] = *sums;
+    // SAFETY: the caller's, for the four words at `x`; nothing is written but the registers named.
+    unsafe {
+        asm!(
+            "vpdpwssd {a}, {words}, dword ptr [{x}]{{1to16}}",
+            "vpdpwssd {b}, {words}, dword ptr [{x} + 4]{{1to16}}",
+            "vpdpwssd {c}, {words}, dword ptr [{x} + 8]{{1to16}}",
+            "vpdpwssd {d}, {words}, dword ptr [{x} + 12]{{1to16}}",
+            words = in(zmm_reg) words,
+            x = in(reg) x,
+            a = inout(zmm_reg) a,
+            b = inout(zmm_reg) b,
+            c = inout(zmm_reg) c,
+            d = inout(zmm_reg) d,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    *sums = [a, b, c, d];
 }

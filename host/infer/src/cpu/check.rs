@@ -3,7 +3,7 @@
 //!
 //! The integer kernels must give the very results of the plain ones. Their numbers are chosen so that no f32 operation
 //! rounds: scales are powers of two, and a row of activations fills only one of the two planes. The others work in f32
-//! throughout, and must come close. All of it takes less than a millisecond, once.
+//! throughout, and must come close. All of it takes about a millisecond, once.
 
 use std::ops::Range;
 
@@ -431,8 +431,9 @@ mod tests {
     #[test]
     fn the_kernels_of_every_level_of_this_processor_are_right() {
         for level in Level::available().into_iter().chain([Level::Scalar]) {
-            println!("{level}");
             assert_eq!(fault(Wrong(level, What::Nothing)), None, "{level}");
+            // On a line of its own, for `emulated/run`.
+            println!("\n{level} kernels: right");
         }
         assert_eq!(
             Level::available().first().copied().unwrap_or(Level::Scalar),
@@ -454,7 +455,11 @@ mod tests {
             for what in &wrong {
                 // Where no kernel reads panels, none are packed.
                 let found = *what != What::Packing || kernels::has_panels(level);
-                assert_eq!(fault(Wrong(level, *what)).is_some(), found, "{level} {what:?}");
+                assert_eq!(
+                    fault(Wrong(level, *what)).is_some(),
+                    found,
+                    "{level} {what:?}"
+                );
             }
         }
     }

@@ -248,6 +248,10 @@ pub(crate) fn pack_panel(level: Level, x: &RoundedRow<'_>, panel: &mut [u32]) {
 
 /// The products of the 8 rows of each of `groups` (at most two) with `rows` rows of activations, given to
 /// `write(row, group, products)`.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, reason = "these kernels read no panels")
+)]
 pub(crate) fn group_products(
     level: Level,
     tiles: &Tiles,
@@ -548,41 +552,43 @@ mod tests {
         out
     }
 
-    /// A group's products with one row by the f32 operations that all levels above the plain one have in common.
-    fn fused_products(tiles: &Tiles, group: usize, x: &Rounded, row: usize) -> [f32; LANES] {
+    /// A group's products by the f32 operations that all levels above the plain one have in common.
+    fn fused_products(tiles: &Tiles, group: usize, x: &Rounded, rows: usize) -> Vec<[f32; LANES]> {
         let (columns, blocks) = (tiles.columns, tiles.columns / 32);
-        let mut sums = [0f32; LANES];
+        let mut sums = vec![[0f32; LANES]; rows];
         for (block, tile) in tiles.tiles(group).enumerate() {
-            let words = &x.word[row * columns + block * 32..][..32];
-            let (of_row, sum) = (x.scale[row * blocks + block], x.sum[row * blocks + block]);
-            for (lane, sums) in sums.iter_mut().enumerate() {
+            for lane in 0..LANES {
                 let (q, scales, minimum) = tile.lane(lane);
-                *sums = minimum.mul_add(sum, *sums);
-                let halves = q.chunks(16).zip(words.chunks(16));
-                let [near, far] = <[i32; 2]>::try_from(
-                    halves
-                        .map(|(q, x)| {
-                            q.iter()
-                                .zip(x)
-                                .map(|(q, x)| i32::from(*q) * i32::from(*x))
-                                .sum()
-                        })
-                        .collect::<Vec<_>>(),
-                )
-                .unwrap();
-                if tiles.kind == TensorType::Q6K {
-                    *sums = (near as f32).mul_add(scales[0] * of_row, *sums);
-                    *sums = (far as f32).mul_add(scales[1] * of_row, *sums);
-                } else {
-                    *sums = ((near + far) as f32).mul_add(scales[0] * of_row, *sums);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let words = &x.word[row * columns + block * 32..][..32];
+                    let (of_row, sum) =
+                        (x.scale[row * blocks + block], x.sum[row * blocks + block]);
+                    let product = |i: usize| i32::from(q[i]) * i32::from(words[i]);
+                    let (near, far): (i32, i32) =
+                        ((0..16).map(product).sum(), (16..32).map(product).sum());
+                    let sum = minimum.mul_add(sum, sums[lane]);
+                    sums[lane] = if tiles.kind == TensorType::Q6K {
+                        let sum = (near as f32).mul_add(scales[0] * of_row, sum);
+                        (far as f32).mul_add(scales[1] * of_row, sum)
+                    } else {
+                        ((near + far) as f32).mul_add(scales[0] * of_row, sum)
+                    };
                 }
             }
         }
         sums
     }
 
+    /// Few cases, or as many as the environment asks for: an emulated processor is slow.
+    fn cases() -> ProptestConfig {
+        match std::env::var_os("PROPTEST_CASES") {
+            Some(_) => ProptestConfig::default(),
+            None => ProptestConfig::with_cases(30),
+        }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(30))]
+        #![proptest_config(cases())]
 
         #[test]
         fn products_equal_the_plain_ones_at_every_level_and_a_row_never_depends_on_its_neighbours(
@@ -622,11 +628,12 @@ mod tests {
                     group_products(level, &tiles, group..group + 1, (&act, &panels), 19, &mut scratch, |row, _, products| all[row] = products);
                     let mut plainly = vec![[0f32; 8]; 19];
                     scalar::group_products(&tiles, group, &plain, 0..19, |row, products| plainly[row] = products);
+                    let fused = fused_products(&tiles, group, &plain, 19);
                     for row in 0..19 {
                         prop_assert_eq!(both[row][group], all[row]);
                         let one = rounded(level, &x[row * 512..(row + 1) * 512], 1);
                         group_products(level, &tiles, group..group + 1, (&one, &none), 1, &mut scratch, |_, _, products| assert_eq!(products, all[row]));
-                        prop_assert_eq!(all[row], fused_products(&tiles, group, &plain, row), "{} {}", level, kind);
+                        prop_assert_eq!(all[row], fused[row], "{} {}", level, kind);
                         for (a, b) in all[row].iter().zip(plainly[row]) {
                             prop_assert!(close(*a, b, 50.0), "{level} {kind}: {a} {b}");
                         }

@@ -106,37 +106,44 @@ pub(super) fn add_lanes(v: Eight) -> f32 {
 #[target_feature(enable = "neon")]
 #[inline]
 fn above(x: Eight, floor: f32, value: Eight) -> Eight {
-    let floor = vdupq_n_f32(floor);
-    [0, 1].map(|i| {
-        let bits = vandq_u32(vcgtq_f32(x[i], floor), vreinterpretq_u32_f32(value[i]));
-        vreinterpretq_f32_u32(bits)
-    })
+    let four = |x, value| {
+        let kept = vandq_u32(
+            vcgtq_f32(x, vdupq_n_f32(floor)),
+            vreinterpretq_u32_f32(value),
+        );
+        vreinterpretq_f32_u32(kept)
+    };
+    [four(x[0], value[0]), four(x[1], value[1])]
 }
 
 /// e^x to 2 units in the last place, for x in -87..=88; beyond that as at the bounds. Cephes' `expf`.
 #[target_feature(enable = "neon")]
 #[inline]
 pub(super) fn exp(x: Eight) -> Eight {
-    x.map(|x| {
-        // These two give the number where the other is none.
-        let x = vminnmq_f32(vmaxnmq_f32(x, vdupq_n_f32(-87.0)), vdupq_n_f32(88.0));
-        let n = vrndnq_f32(vmulq_n_f32(x, std::f32::consts::LOG2_E));
-        let r = vfmsq_f32(x, n, vdupq_n_f32(0.693_359_4));
-        let r = vfmsq_f32(r, n, vdupq_n_f32(-2.121_944_4e-4));
-        let mut p = vdupq_n_f32(1.987_569_1e-4);
-        for c in [
-            1.398_199_9e-3,
-            8.333_452e-3,
-            4.166_579_6e-2,
-            1.666_666_5e-1,
-            0.5,
-        ] {
-            p = vfmaq_f32(vdupq_n_f32(c), p, r);
-        }
-        let p = vaddq_f32(vfmaq_f32(r, p, vmulq_f32(r, r)), vdupq_n_f32(1.0));
-        let power = vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)));
-        vmulq_f32(p, vreinterpretq_f32_s32(power))
-    })
+    [four_powers(x[0]), four_powers(x[1])]
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn four_powers(x: float32x4_t) -> float32x4_t {
+    // These two give the number where the other is none.
+    let x = vminnmq_f32(vmaxnmq_f32(x, vdupq_n_f32(-87.0)), vdupq_n_f32(88.0));
+    let n = vrndnq_f32(vmulq_n_f32(x, std::f32::consts::LOG2_E));
+    let r = vfmsq_f32(x, n, vdupq_n_f32(0.693_359_4));
+    let r = vfmsq_f32(r, n, vdupq_n_f32(-2.121_944_4e-4));
+    let mut p = vdupq_n_f32(1.987_569_1e-4);
+    for c in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
+        p = vfmaq_f32(vdupq_n_f32(c), p, r);
+    }
+    let p = vaddq_f32(vfmaq_f32(r, p, vmulq_f32(r, r)), vdupq_n_f32(1.0));
+    let power = vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)));
+    vmulq_f32(p, vreinterpretq_f32_s32(power))
 }
 
 #[target_feature(enable = "neon")]
@@ -220,7 +227,11 @@ pub(super) fn exp_sums(x: &[f32], most: f32) -> (f64, f64) {
         for x in part8 {
             let shifted = subtract(load(x), all(most));
             let e = above(shifted, -87.0, exp(shifted));
-            let shifted = shifted.map(|x| vmaxnmq_f32(x, vdupq_n_f32(-87.0)));
+            let floor = vdupq_n_f32(-87.0);
+            let shifted = [
+                vmaxnmq_f32(shifted[0], floor),
+                vmaxnmq_f32(shifted[1], floor),
+            ];
             sums = add(sums, e);
             weights = fused(weights, e, shifted);
         }
@@ -262,8 +273,8 @@ pub(super) fn round_row(x: &[f32], out: &mut RoundedRow<'_>) {
         );
         let mut sum = 0;
         for (((x, word), high), low) in lanes.into_iter().zip(words).zip(highs).zip(lows) {
-            let [first, second] = x.map(|x| vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(x, inverse))));
-            let q = vcombine_s16(first, second);
+            let four = |x| vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(x, inverse)));
+            let q = vcombine_s16(four(x[0]), four(x[1]));
             let upper = vshrq_n_s16::<7>(vaddq_s16(q, vdupq_n_s16(64)));
             let lower = vsubq_s16(q, vshlq_n_s16::<7>(upper));
             sum += vaddlvq_s16(q);

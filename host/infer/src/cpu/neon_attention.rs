@@ -84,12 +84,10 @@ fn products<E: CacheElement, const R: usize>(
         for element in 0..dim {
             let first = element * PAGE_TOKENS + half * 16;
             // SAFETY: `first + 16` is at most `dim * PAGE_TOKENS`, which was compared with the length.
-            let [a, b] = [0, 8].map(|more| unsafe {
-                E::lanes(
-                    &*keys.as_ptr().add(first + more).cast::<[E; 8]>(),
-                    Token(()),
-                )
-            });
+            let (a, b) = unsafe {
+                let at = keys.as_ptr().add(first).cast::<[E; 8]>();
+                (E::lanes(&*at, Token(())), E::lanes(&*at.add(1), Token(())))
+            };
             for r in 0..R {
                 // SAFETY: every query has `dim` elements.
                 let q = unsafe { *q[r].get_unchecked(element) };
@@ -109,7 +107,10 @@ fn products<E: CacheElement, const R: usize>(
 #[target_feature(enable = "neon")]
 #[inline]
 fn add_times(sums: Eight, lanes: Eight, by: f32) -> Eight {
-    [0, 1].map(|i| vfmaq_n_f32(sums[i], lanes[i], by))
+    [
+        vfmaq_n_f32(sums[0], lanes[0], by),
+        vfmaq_n_f32(sums[1], lanes[1], by),
+    ]
 }
 
 /// Replaces each score by e^(score - the largest), and gives the sum of them.

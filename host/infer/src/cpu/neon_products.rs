@@ -161,10 +161,13 @@ unsafe fn products<const DOT: bool, const KIND: u8, const MINIMA: u8>(
                     let sum = vdupq_n_f32(*row.sum.add(block));
                     *sums = match MINIMA {
                         NONE => *sums,
-                        SHARED => [0, 1].map(|h| vfmsq_f32(sums[h], others[h], sum)),
-                        _ => [0, 1].map(|h| vfmaq_f32(sums[h], others[h], sum)),
+                        SHARED => [
+                            vfmsq_f32(sums[0], others[0], sum),
+                            vfmsq_f32(sums[1], others[1], sum),
+                        ],
+                        _ => fused(*sums, others, [sum; 2]),
                     };
-                    let whole = [0, 1].map(|h| vaddq_s32(near[h], far[h]));
+                    let whole = [vaddq_s32(near[0], far[0]), vaddq_s32(near[1], far[1])];
                     *sums = fused(*sums, floats(whole), scale);
                 }
             }
@@ -184,12 +187,12 @@ unsafe fn half_products<const DOT: bool>(
 ) -> [[int32x4_t; 2]; 2] {
     let mut sums = [[vdupq_n_s32(0); 2]; 2];
     for plane in row.planes {
-        // The planes before count 128 times as much.
-        sums = sums.map(|half| half.map(|sums| vshlq_n_s32::<7>(sums)));
         for (half, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's: a block has 32 bytes in each plane.
             let x = unsafe { vld1q_s8(plane.add(block * BLOCK + 16 * half)) };
             for (rows, sum) in sums.iter_mut().enumerate() {
+                // The planes before count 128 times as much.
+                *sum = vshlq_n_s32::<7>(*sum);
                 let of = |v: usize| weights[4 * half + v][rows];
                 // SAFETY: the caller's, for `DOT`.
                 unsafe {
@@ -241,13 +244,13 @@ unsafe fn add_fours<const DOT: bool, const LANE: i32>(
 #[target_feature(enable = "neon")]
 #[inline]
 fn floats(of: [int32x4_t; 2]) -> Eight {
-    of.map(|of| vcvtq_f32_s32(of))
+    [vcvtq_f32_s32(of[0]), vcvtq_f32_s32(of[1])]
 }
 
 #[target_feature(enable = "neon")]
 #[inline]
 fn scaled(of: Eight, by: f32) -> Eight {
-    of.map(|of| vmulq_n_f32(of, by))
+    [vmulq_n_f32(of[0], by), vmulq_n_f32(of[1], by)]
 }
 
 /// Eight f16 at a pointer.
@@ -268,7 +271,10 @@ unsafe fn halves(at: *const u8) -> Eight {
 unsafe fn unsigned_bytes(at: *const u8) -> Eight {
     // SAFETY: the caller's: 8 bytes.
     let words = vmovl_u8(unsafe { vld1_u8(at) });
-    [vmovl_u16(vget_low_u16(words)), vmovl_high_u16(words)].map(|x| vcvtq_f32_u32(x))
+    [
+        vcvtq_f32_u32(vmovl_u16(vget_low_u16(words))),
+        vcvtq_f32_u32(vmovl_high_u16(words)),
+    ]
 }
 
 /// Eight signed bytes at a pointer, as f32.
@@ -301,7 +307,8 @@ unsafe fn spread<const KIND: u8>(tile: *const u8) -> Spread {
     let pairs = |index: usize| fours(vector(index), vector(index + 1));
     if KIND == BYTES {
         for (v, out) in out.iter_mut().enumerate() {
-            *out = pairs(2 * v).map(|x| vreinterpretq_s8_u8(x));
+            let [first, second] = pairs(2 * v);
+            *out = [vreinterpretq_s8_u8(first), vreinterpretq_s8_u8(second)];
         }
         return out;
     }
@@ -312,34 +319,39 @@ unsafe fn spread<const KIND: u8>(tile: *const u8) -> Spread {
         _ => [[vdupq_n_u8(0); 2]; 2],
     };
     // SAFETY: the table has 16 bytes.
-    let table = unsafe { vld1q_s8(IQ4_NL.as_ptr().cast()) };
+    let table = unsafe { vld1q_s8(IQ4_NL.as_ptr()) };
     for v in 0..4 {
         let packed = match KIND {
             NIBBLES => [vector(2 * v), vector(2 * v + 1)],
             _ => pairs(2 * v),
         };
-        for half in 0..2 {
-            out[4 * half + v] = [0, 1].map(|rows| {
+        for (rows, packed) in packed.into_iter().enumerate() {
+            for half in 0..2 {
                 let low = match half {
-                    0 => vandq_u8(packed[rows], vdupq_n_u8(15)),
-                    _ => vshrq_n_u8::<4>(packed[rows]),
+                    0 => vandq_u8(packed, vdupq_n_u8(15)),
+                    _ => vshrq_n_u8::<4>(packed),
                 };
-                // Moves the lowest of the bits wanted, which is bit `from`, to the place above the nibble.
-                let bits = |of: uint8x16_t, from: usize, mask: u8| {
-                    let moved = vshlq_u8(of, vdupq_n_s8(4 - from as i8));
-                    vorrq_u8(low, vandq_u8(moved, vdupq_n_u8(mask)))
-                };
-                match KIND {
-                    FIVE_BITS => vreinterpretq_s8_u8(bits(upper[0][rows], v + 4 * half, 16)),
+                out[4 * half + v][rows] = match KIND {
+                    FIVE_BITS => {
+                        let bit = moved_up(upper[0][rows], v + 4 * half, 16);
+                        vreinterpretq_s8_u8(vorrq_u8(low, bit))
+                    }
                     SIX_BITS => {
-                        let whole = bits(upper[v % 2][rows], v / 2 * 4 + 2 * half, 48);
-                        vsubq_s8(vreinterpretq_s8_u8(whole), vdupq_n_s8(32))
+                        let bits = moved_up(upper[v % 2][rows], v / 2 * 4 + 2 * half, 48);
+                        vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(low, bits)), vdupq_n_s8(32))
                     }
                     TABLE => vqtbl1q_s8(table, low),
                     _ => vreinterpretq_s8_u8(low),
-                }
-            });
+                };
+            }
         }
     }
     out
+}
+
+/// Moves bit `from` of each byte, and those above it, to the place above a nibble, and keeps those of `mask`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn moved_up(bits: uint8x16_t, from: usize, mask: u8) -> uint8x16_t {
+    vandq_u8(vshlq_u8(bits, vdupq_n_s8(4 - from as i8)), vdupq_n_u8(mask))
 }
