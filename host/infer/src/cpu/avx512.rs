@@ -132,14 +132,14 @@ pub(super) unsafe fn panel_products(
             } else {
                 let products = pair_products(weights, panel, 0..PAIRS);
                 let (scales, minima) = (numbers(0), numbers(2));
-                for row in 0..PANEL {
+                for (row, products) in products.into_iter().enumerate() {
                     let sum = sums.add(row).cast::<f32>();
                     let mut all = _mm512_loadu_ps(sum);
                     if form == Form::Minima {
                         all = _mm512_fmadd_ps(minima, of_row(PANEL + row), all);
                     }
                     let scale = _mm512_mul_ps(scales, of_row(row));
-                    all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[row]), scale, all);
+                    all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, all);
                     _mm512_storeu_ps(sum, all);
                 }
             }
