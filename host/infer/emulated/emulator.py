@@ -88,7 +88,8 @@ class Memory:
 def load(memory, path, base):
     """Maps an ELF file; gives its entry, its program headers' address and number, and its loader."""
     data = open(path, "rb").read()
-    kind, entry, headers, count = *struct.unpack_from("<H", data, 16), *struct.unpack_from("<QQ", data, 24), struct.unpack_from("<H", data, 56)[0]
+    (kind,), (entry, headers) = struct.unpack_from("<H", data, 16), struct.unpack_from("<QQ", data, 24)
+    (count,) = struct.unpack_from("<H", data, 56)
     base = base if kind == 3 else 0
     loader, table = None, base + headers
     for index in range(count):
@@ -102,8 +103,19 @@ def load(memory, path, base):
     return base, base + entry, table, count, loader
 
 
+class Call:
+    """Numbers of system calls."""
+
+    READ, WRITE, CLOSE, FSTAT, POLL, LSEEK, MMAP = 0, 1, 3, 5, 7, 8, 9
+    MPROTECT, MUNMAP, BRK, SIGACTION, SIGPROCMASK, IOCTL, PREAD, WRITEV, ACCESS = 10, 11, 12, 13, 14, 16, 17, 20, 21
+    YIELD, MREMAP, MADVISE, GETPID, CLONE, EXIT, FCNTL, READLINK, SIGALTSTACK = 24, 25, 28, 39, 56, 60, 72, 89, 131
+    PRCTL, ARCH_PRCTL, GETTID, FUTEX, SETAFFINITY, GETAFFINITY, SET_TID_ADDRESS = 157, 158, 186, 202, 203, 204, 218
+    CLOCK_GETTIME, CLOCK_GETRES, EXIT_GROUP, OPENAT, NEWFSTATAT, READLINKAT, FACCESSAT = 228, 229, 231, 257, 262, 267, 269
+    SET_ROBUST_LIST, PRLIMIT, GETRANDOM, STATX, RSEQ, CLONE3 = 273, 302, 318, 332, 334, 435
+
+
 class System:
-    """The system calls."""
+    """Answers the system calls."""
 
     def __init__(self, memory):
         self.memory = memory
@@ -122,80 +134,84 @@ class System:
         memory, (a, b, c, d, e, f) = self.memory, args
         fd = a if a < 2**31 else -1
         match number:
-            case 0:  # read, and below: pread64, write, writev, close, lseek, openat, fstat, access, readlink
+            case Call.READ:
                 data = os.read(fd, c)
                 memory.write(b, data)
                 return len(data)
-            case 17:
+            case Call.PREAD:
                 data = os.pread(fd, c, d)
                 memory.write(b, data)
                 return len(data)
-            case 1:
+            case Call.WRITE:
                 return os.write(fd, memory.read(b, c))
-            case 20:
+            case Call.WRITEV:
                 parts = [struct.unpack("<QQ", memory.read(b + 16 * i, 16)) for i in range(c)]
                 return os.write(fd, b"".join(memory.read(*part) for part in parts))
-            case 3:
+            case Call.CLOSE:
                 os.close(fd)
                 return 0
-            case 8:
+            case Call.LSEEK:
                 return os.lseek(fd, b if b < 2**63 else b - 2**64, c)
-            case 257:
+            case Call.OPENAT:
                 return os.open(memory.text(b), c & 0xFFFFFF, d)
-            case 5 | 262:
-                path = memory.text(b) if number == 262 else ""
-                self.stat(os.stat(path) if path else os.fstat(fd), b if number == 5 else c)
+            case Call.FSTAT | Call.NEWFSTATAT:
+                path = memory.text(b) if number == Call.NEWFSTATAT else ""
+                self.stat(os.stat(path) if path else os.fstat(fd), b if number == Call.FSTAT else c)
                 return 0
-            case 21 | 269:
-                path = memory.text(a if number == 21 else b)
+            case Call.ACCESS | Call.FACCESSAT:
+                path = memory.text(a if number == Call.ACCESS else b)
                 return 0 if os.path.exists(path) else -ENOENT
-            case 89 | 267:
-                path, to, size = (a, b, c) if number == 89 else (b, c, d)
+            case Call.READLINK | Call.READLINKAT:
+                path, to, size = (a, b, c) if number == Call.READLINK else (b, c, d)
                 link = os.readlink(memory.text(path)).encode()[:size]
                 memory.write(to, link)
                 return len(link)
-            case 9:
+            case Call.MMAP:
                 return self.map(a, b, d, e, f)
-            case 25:
+            case Call.MREMAP:
                 at = self.map(0, c, 0x22, 0, 0)
                 memory.write(at, memory.read(a, min(b, c)))
                 return at
-            case 12:
+            case Call.BRK:
                 if HEAP <= a < AREAS:
                     self.end = a
                 return self.end
-            case 158 if a == 0x1002:
+            case Call.ARCH_PRCTL if a == 0x1002:  # ARCH_SET_FS
                 segment = cpu.fs
                 segment.base = b
                 cpu.fs = segment
                 return 0
-            case 228 | 229:
-                now = time.clock_gettime_ns(a) if number == 228 else 1
+            case Call.CLOCK_GETTIME | Call.CLOCK_GETRES:
+                now = time.clock_gettime_ns(a) if number == Call.CLOCK_GETTIME else 1
                 memory.write(b, struct.pack("<QQ", *divmod(now, 10**9)))
                 return 0
-            case 318:
+            case Call.GETRANDOM:
                 memory.write(a, os.urandom(b))
                 return b
-            case 302:
+            case Call.PRLIMIT:
                 if d:
                     memory.write(d, struct.pack("<QQ", 8 << 20, 2**64 - 1))
                 return 0
-            case 204:
+            case Call.GETAFFINITY:
                 memory.write(c, struct.pack("<Q", 1))
                 return 8
-            case 39 | 186 | 218:
+            case Call.GETPID | Call.GETTID | Call.SET_TID_ADDRESS:
                 return 1
-            case 60 | 231:
+            case Call.EXIT | Call.EXIT_GROUP:
                 self.code = a & 255
                 return 0
-            case 56 | 435:
+            case Call.CLONE | Call.CLONE3:
                 return -EAGAIN
             # Newer calls, without which the C library and Rust's do well.
-            case 332 | 334:
+            case Call.STATX | Call.RSEQ:
                 return -ENOSYS
             # Protection, advice, signals, locks that nobody else holds: nothing to do.
-            case 10 | 11 | 13 | 14 | 24 | 28 | 131 | 202 | 273 | 7 | 72 | 157 | 16 | 203:
-                if number == 131 and b:
+            case Call.MPROTECT | Call.MUNMAP | Call.MADVISE | Call.SIGACTION | Call.SIGPROCMASK | Call.YIELD | Call.FUTEX:
+                return 0
+            case Call.SET_ROBUST_LIST | Call.POLL | Call.FCNTL | Call.PRCTL | Call.IOCTL | Call.SETAFFINITY:
+                return 0
+            case Call.SIGALTSTACK:
+                if b:  # There is none: SS_DISABLE.
                     memory.write(b, struct.pack("<QQQ", 0, 2, 0))
                 return 0
             case _:
