@@ -108,7 +108,7 @@ class Call:
 
     READ, WRITE, CLOSE, FSTAT, POLL, LSEEK, MMAP = 0, 1, 3, 5, 7, 8, 9
     MPROTECT, MUNMAP, BRK, SIGACTION, SIGPROCMASK, IOCTL, PREAD, WRITEV, ACCESS = 10, 11, 12, 13, 14, 16, 17, 20, 21
-    YIELD, MREMAP, MADVISE, GETPID, CLONE, EXIT, FCNTL, READLINK, SIGALTSTACK = 24, 25, 28, 39, 56, 60, 72, 89, 131
+    YIELD, MREMAP, MADVISE, GETPID, CLONE, EXIT, FCNTL, GETCWD, READLINK, SIGALTSTACK = 24, 25, 28, 39, 56, 60, 72, 79, 89, 131
     PRCTL, ARCH_PRCTL, GETTID, FUTEX, SETAFFINITY, GETAFFINITY, SET_TID_ADDRESS = 157, 158, 186, 202, 203, 204, 218
     CLOCK_GETTIME, CLOCK_GETRES, EXIT_GROUP, OPENAT, NEWFSTATAT, READLINKAT, FACCESSAT = 228, 229, 231, 257, 262, 267, 269
     SET_ROBUST_LIST, PRLIMIT, GETRANDOM, STATX, RSEQ, CLONE3 = 273, 302, 318, 332, 334, 435
@@ -166,6 +166,10 @@ class System:
                 link = os.readlink(memory.text(path)).encode()[:size]
                 memory.write(to, link)
                 return len(link)
+            case Call.GETCWD:
+                path = os.getcwd().encode() + b"\0"
+                memory.write(a, path)
+                return len(path)
             case Call.MMAP:
                 return self.map(a, b, d, e, f)
             case Call.MREMAP:
