@@ -15,7 +15,7 @@ use crate::quant::{IQ4_NL, TensorType};
 pub(crate) struct Token(pub(super) ());
 
 /// How far ahead of the kernel weights are fetched, in bytes.
-const AHEAD: usize = 2048;
+pub(super) const AHEAD: usize = 2048;
 
 /// Eight f16 as f32.
 #[inline(always)]
@@ -257,12 +257,32 @@ pub(super) fn round_row(x: &[f32], out: &mut RoundedRow<'_>) {
 
 /// Pointers to one row of rounded activations.
 #[derive(Clone, Copy)]
-struct RowPointers {
-    high: *const i8,
-    low: *const i8,
+pub(super) struct RowPointers {
+    pub(super) high: *const i8,
+    pub(super) low: *const i8,
     word: *const i16,
     scale: *const f32,
     sum: *const f32,
+}
+
+/// Pointers to `NT` rows of `columns` columns from `first` on.
+#[inline]
+pub(super) fn row_pointers<const NT: usize>(
+    x: &Rounded,
+    first: usize,
+    columns: usize,
+) -> [RowPointers; NT] {
+    let blocks = columns / BLOCK;
+    std::array::from_fn(|i| {
+        let (c, b) = ((first + i) * columns, (first + i) * blocks);
+        RowPointers {
+            high: x.high[c..c + columns].as_ptr(),
+            low: x.low[c..c + columns].as_ptr(),
+            word: x.word[c..c + columns].as_ptr(),
+            scale: x.scale[b..b + blocks].as_ptr(),
+            sum: x.sum[b..b + blocks].as_ptr(),
+        }
+    })
 }
 
 /// Products of a group with `NT` rows from `first` on; returns `NT`. The sums of a row are formed in one
@@ -275,20 +295,10 @@ pub(super) fn group_products<const NT: usize>(
     first: usize,
     write: &mut impl FnMut(usize, [f32; LANES]),
 ) -> usize {
-    let (columns, blocks) = (tiles.columns, tiles.columns / BLOCK);
-    let rows = std::array::from_fn::<_, NT, _>(|i| {
-        let (c, b) = ((first + i) * columns, (first + i) * blocks);
-        RowPointers {
-            high: x.high[c..c + columns].as_ptr(),
-            low: x.low[c..c + columns].as_ptr(),
-            word: x.word[c..c + columns].as_ptr(),
-            scale: x.scale[b..b + blocks].as_ptr(),
-            sum: x.sum[b..b + blocks].as_ptr(),
-        }
-    });
+    let blocks = tiles.columns / BLOCK;
+    let rows = row_pointers::<NT>(x, first, tiles.columns);
     let group = tiles.group(group);
-    // SAFETY: each row has `columns` elements and `columns / 32` scales and sums, as sliced above; the group
-    // has as many tiles of the type's size.
+    // SAFETY: `row_pointers` gives rows of the tiles' width; the group has as many tiles of the type's size.
     let sums = unsafe {
         match tiles.kind {
             TensorType::Q4_0 => nibble_products::<NT, MIDDLE>(group, blocks, rows),
@@ -344,7 +354,7 @@ pub(super) unsafe fn scales_and_minima<const MINIMA: u8>(
 /// Adds a tile's products and minima to a row's sums.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn add_tile<const MINIMA: u8>(
+pub(super) unsafe fn add_tile<const MINIMA: u8>(
     sums: __m256,
     products: __m256i,
     [scales, minima]: [__m256; 2],

@@ -12,18 +12,19 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx2::{self, MIDDLE, OWN, SHARED, halves, signed_bytes};
+use super::avx512;
 use super::panels::{PAIRS, PANEL, PANEL_WORDS, Panels};
 use super::tiles::{BLOCK, LANES, RoundedRow, SHARE, Tiles};
 use crate::quant::{IQ4_NL, TensorType};
 
 /// f32 words of a block of spread weights: 16 vectors of pairs of words, the scales of both halves, the minima.
-const SPREAD: usize = 8 * PAIRS + 3 * LANES;
+pub(super) const SPREAD: usize = 8 * PAIRS + 3 * LANES;
 /// Most blocks that are spread out at once: two groups of them are 24 KiB.
 const MOST_BLOCKS: usize = 20;
 
 /// How the sums of a block become f32.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     /// One scale.
     Plain,
     /// One scale and a minimum.
@@ -36,18 +37,19 @@ enum Form {
 type Sums<const G: usize> = [[[f32; LANES]; G]; PANEL];
 
 /// Products of `G` groups from `first` on with all panels, given to `write(row, group - first, products)`. `scratch` is
-/// overwritten.
+/// overwritten. `WIDE`: with the instructions of AVX-512 and VNNI, for two groups.
 ///
 /// # Safety
-/// AVX2, FMA and F16C were detected.
+/// AVX2, FMA and F16C were detected, and with `WIDE` what `avx512` needs.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn group_products<const G: usize>(
+pub(super) unsafe fn group_products<const G: usize, const WIDE: bool>(
     tiles: &Tiles,
     first: usize,
     panels: &Panels,
     scratch: &mut Vec<f32>,
     write: &mut impl FnMut(usize, usize, [f32; LANES]),
 ) {
+    const { assert!(!WIDE || G == 2, "the wide kernel is for two groups") };
     let blocks = tiles.columns / BLOCK;
     // Parts of about one size. A part begins with a header, where there are headers.
     let mut size = blocks.div_ceil(blocks.div_ceil(MOST_BLOCKS).max(1));
@@ -83,11 +85,15 @@ pub(super) fn group_products<const G: usize>(
             if from > 0 {
                 sums.copy_from_slice(kept);
             }
-            // SAFETY: the panel has `part` blocks, and so has each group's share of the weights.
+            // SAFETY: the panel has `part` blocks, and so has each group's share of the weights; the caller's, for `WIDE`.
             unsafe {
                 let weights = std::array::from_fn(|g| weights.as_ptr().add(g * size * SPREAD));
                 let panel = panel.as_ptr();
                 match form {
+                    _ if WIDE => {
+                        let both = [weights[0], weights[G - 1]];
+                        avx512::panel_products(form, both, panel, part, sums.as_mut_ptr().cast());
+                    }
                     Form::Plain => products::<0, G>(weights, panel, part, &mut sums),
                     Form::Minima => products::<1, G>(weights, panel, part, &mut sums),
                     Form::Halves => products::<2, G>(weights, panel, part, &mut sums),

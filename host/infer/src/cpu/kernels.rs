@@ -4,12 +4,16 @@
 )]
 //! Which kernels this processor runs: each function picks the best version by a level detected once.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use half::f16;
 use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
 
 use super::attention::{QUERIES, Query};
+use super::check;
 use super::panels::{self, Panels};
 use super::scalar;
 use super::tiles::{LANES, Rounded, RoundedRow, Tiles, round_row};
@@ -18,7 +22,9 @@ use crate::ops::PAGE_TOKENS;
 use crate::quant::TensorType;
 
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx2_attention, avx2_panels};
+use super::{avx2, avx2_attention, avx2_panels, avx512};
+#[cfg(target_arch = "aarch64")]
+use super::{neon, neon_attention, neon_products};
 
 /// What the processor can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,19 +34,68 @@ pub(crate) enum Level {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// What AVX2 has, and AVX-512 F, BW, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with dot products.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Level {
-    /// The best level of this processor.
+    /// The best level of this processor whose kernels pass their check. Looked for once.
     pub(crate) fn detect() -> Self {
+        static LEVEL: LazyLock<Level> =
+            LazyLock::new(|| check::best(Level::available(), |level| level));
+        *LEVEL
+    }
+
+    /// The levels above the plain one that this processor has the instructions for, the best first.
+    pub(super) fn available() -> Vec<Self> {
+        #[allow(unused_mut, reason = "other processors have none")]
+        let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
-            return Self::Avx2;
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                levels.push(Self::Avx512);
+            }
+            levels.push(Self::Avx2);
         }
-        Self::Scalar
+        #[cfg(target_arch = "aarch64")]
+        if is_aarch64_feature_detected!("neon") {
+            if is_aarch64_feature_detected!("dotprod") {
+                levels.push(Self::NeonDot);
+            }
+            levels.push(Self::Neon);
+        }
+        levels
+    }
+}
+
+/// As people name it.
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "plain",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "AVX-512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => "NEON dot product",
+        })
     }
 }
 
@@ -57,6 +112,9 @@ pub(crate) trait CacheElement: Plain {
     /// Eight elements as f32 lanes.
     #[cfg(target_arch = "x86_64")]
     fn lanes(of: &[Self; 8], token: avx2::Token) -> std::arch::x86_64::__m256;
+    /// Eight elements as f32 lanes.
+    #[cfg(target_arch = "aarch64")]
+    fn lanes(of: &[Self; 8], token: neon::Token) -> neon::Eight;
 }
 
 /// f16, by its bits.
@@ -82,6 +140,12 @@ impl CacheElement for u16 {
     fn lanes(of: &[Self; 8], token: avx2::Token) -> std::arch::x86_64::__m256 {
         avx2::half_lanes(of, token)
     }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    fn lanes(of: &[Self; 8], token: neon::Token) -> neon::Eight {
+        neon::half_lanes(of, token)
+    }
 }
 
 impl CacheElement for f32 {
@@ -97,6 +161,12 @@ impl CacheElement for f32 {
     #[inline(always)]
     fn lanes(of: &[Self; 8], token: avx2::Token) -> std::arch::x86_64::__m256 {
         avx2::float_lanes(of, token)
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    fn lanes(of: &[Self; 8], token: neon::Token) -> neon::Eight {
+        neon::float_lanes(of, token)
     }
 }
 
@@ -148,13 +218,20 @@ pub(crate) fn round(level: Level, x: &[f32], out: &mut RoundedRow<'_>) {
         Level::Scalar => round_row(x, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2::round_row(x, out) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::round_row(x, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        Level::Neon | Level::NeonDot => unsafe { neon::round_row(x, out) },
     }
 }
 
 /// Whether there are kernels that read panels.
 pub(crate) fn has_panels(level: Level) -> bool {
-    level != Level::Scalar
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => true,
+        _ => false,
+    }
 }
 
 /// Writes 4 rounded rows into a panel.
@@ -163,12 +240,18 @@ pub(crate) fn pack_panel(level: Level, x: &RoundedRow<'_>, panel: &mut [u32]) {
         Level::Scalar => panels::pack(x, panel),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2_panels::pack(x, panel) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2_panels::pack(x, panel) },
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => panels::pack(x, panel),
     }
 }
 
 /// The products of the 8 rows of each of `groups` (at most two) with `rows` rows of activations, given to
 /// `write(row, group, products)`.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, reason = "these kernels read no panels")
+)]
 pub(crate) fn group_products(
     level: Level,
     tiles: &Tiles,
@@ -187,17 +270,20 @@ pub(crate) fn group_products(
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => {
+        Level::Avx2 | Level::Avx512 => {
             let first = groups.start;
             if panels.rows() > 0 {
                 let mut write = |row, group, products| write(row, first + group, products);
                 // SAFETY: the level was detected.
                 unsafe {
-                    match groups.len() {
-                        2 => avx2_panels::group_products::<2>(
+                    match (groups.len(), level) {
+                        (2, Level::Avx512) => avx2_panels::group_products::<2, true>(
                             tiles, first, panels, scratch, &mut write,
                         ),
-                        _ => avx2_panels::group_products::<1>(
+                        (2, _) => avx2_panels::group_products::<2, false>(
+                            tiles, first, panels, scratch, &mut write,
+                        ),
+                        _ => avx2_panels::group_products::<1, false>(
                             tiles, first, panels, scratch, &mut write,
                         ),
                     }
@@ -205,7 +291,27 @@ pub(crate) fn group_products(
             }
             for group in groups {
                 let mut write = |row, products| write(row, group, products);
-                few_products(tiles, group, x, panels.rows()..rows, &mut write);
+                few_products(level, tiles, group, x, panels.rows()..rows, &mut write);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => {
+            for group in groups {
+                let mut write = |row, products| write(row, group, products);
+                // SAFETY: the level was detected.
+                unsafe {
+                    if level == Level::NeonDot {
+                        neon_products::group_products::<true>(tiles, group, x, 0..rows, &mut write);
+                    } else {
+                        neon_products::group_products::<false>(
+                            tiles,
+                            group,
+                            x,
+                            0..rows,
+                            &mut write,
+                        );
+                    }
+                }
             }
         }
     }
@@ -215,6 +321,7 @@ pub(crate) fn group_products(
 /// weights.
 #[cfg(target_arch = "x86_64")]
 fn few_products(
+    level: Level,
     tiles: &Tiles,
     group: usize,
     x: &Rounded,
@@ -223,10 +330,14 @@ fn few_products(
 ) {
     let most = tiles.rows_at_once();
     while !rows.is_empty() {
-        let row = rows.start;
+        let (row, wide) = (rows.start, level == Level::Avx512);
         // SAFETY: the caller detected the level.
         rows.start += unsafe {
             match rows.len().min(most) {
+                1 if wide => avx512::group_products::<1>(tiles, group, x, row, write),
+                2 if wide => avx512::group_products::<2>(tiles, group, x, row, write),
+                3 if wide => avx512::group_products::<3>(tiles, group, x, row, write),
+                4 if wide => avx512::group_products::<4>(tiles, group, x, row, write),
                 1 => avx2::group_products::<1>(tiles, group, x, row, write),
                 2 => avx2::group_products::<2>(tiles, group, x, row, write),
                 3 => avx2::group_products::<3>(tiles, group, x, row, write),
@@ -244,7 +355,10 @@ pub(crate) fn dot(level: Level, a: &[f32], b: &[f32]) -> f32 {
         Level::Scalar => scalar::dot(a, b),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2::dot(a, b) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::dot(a, b) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        Level::Neon | Level::NeonDot => unsafe { neon::dot(a, b) },
     }
 }
 
@@ -253,7 +367,14 @@ pub(crate) fn dequantise(level: Level, kind: TensorType, bytes: &[u8], out: &mut
     match (level, kind) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        (Level::Avx2, TensorType::F16) => unsafe { avx2::widen_halves(bytes, out) },
+        (Level::Avx2 | Level::Avx512, TensorType::F16) => unsafe {
+            avx2::widen_halves(bytes, out);
+        },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        (Level::Neon | Level::NeonDot, TensorType::F16) => unsafe {
+            neon::widen_halves(bytes, out);
+        },
         _ => kind.dequantise(bytes, out),
     }
 }
@@ -264,7 +385,10 @@ pub(crate) fn rms_norm(level: Level, x: &[f32], weight: &[f32], epsilon: f32, ou
         Level::Scalar => scalar::rms_norm(x, weight, epsilon, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2::rms_norm(x, weight, epsilon, out) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::rms_norm(x, weight, epsilon, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        Level::Neon | Level::NeonDot => unsafe { neon::rms_norm(x, weight, epsilon, out) },
     }
 }
 
@@ -282,7 +406,10 @@ pub(crate) fn gated_silu(level: Level, gate: &[f32], up: &[f32], out: &mut [f32]
         Level::Scalar => scalar::gated_silu(gate, up, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2::gated_silu(gate, up, out) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::gated_silu(gate, up, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        Level::Neon | Level::NeonDot => unsafe { neon::gated_silu(gate, up, out) },
     }
 }
 
@@ -292,7 +419,10 @@ pub(crate) fn gated_gelu(level: Level, gate: &[f32], up: &[f32], out: &mut [f32]
         Level::Scalar => scalar::gated_gelu(gate, up, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2::gated_gelu(gate, up, out) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::gated_gelu(gate, up, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        Level::Neon | Level::NeonDot => unsafe { neon::gated_gelu(gate, up, out) },
     }
 }
 
@@ -302,7 +432,10 @@ pub(crate) fn exp_sums(level: Level, x: &[f32], most: f32) -> (f64, f64) {
         Level::Scalar => scalar::exp_sums(x, most),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2::exp_sums(x, most) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::exp_sums(x, most) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        Level::Neon | Level::NeonDot => unsafe { neon::exp_sums(x, most) },
     }
 }
 
@@ -312,7 +445,10 @@ pub(crate) fn exp_all(level: Level, x: &mut [f32]) {
         Level::Scalar => scalar::exp_all(x),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected.
-        Level::Avx2 => unsafe { avx2::exp_all(x) },
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::exp_all(x) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level was detected.
+        Level::Neon | Level::NeonDot => unsafe { neon::exp_all(x) },
     }
 }
 
@@ -327,7 +463,7 @@ pub(crate) fn attend<E: CacheElement>(
 ) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 if cache.head_dim.is_multiple_of(8) => {
+        Level::Avx2 | Level::Avx512 if cache.head_dim.is_multiple_of(8) => {
             // SAFETY: the level was detected.
             unsafe {
                 match queries {
@@ -345,6 +481,25 @@ pub(crate) fn attend<E: CacheElement>(
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot if cache.head_dim.is_multiple_of(8) => {
+            // SAFETY: the level was detected.
+            unsafe {
+                match queries {
+                    [Some(a), Some(b), Some(c), Some(d)] => {
+                        neon_attention::attend([a, b, c, d], cache, scale, scores);
+                    }
+                    [Some(a), Some(b), Some(c), None] => {
+                        neon_attention::attend([a, b, c], cache, scale, scores);
+                    }
+                    [Some(a), Some(b), ..] => {
+                        neon_attention::attend([a, b], cache, scale, scores);
+                    }
+                    [Some(a), ..] => neon_attention::attend([a], cache, scale, scores),
+                    _ => {}
+                }
+            }
+        }
         _ => {
             for query in queries.iter_mut().flatten() {
                 scalar::attend(query, cache, scale, scores);
@@ -353,186 +508,5 @@ pub(crate) fn attend<E: CacheElement>(
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
-mod tests {
-    use super::*;
-    use crate::memory::HugeArena;
-    use crate::ops::Weights;
-    use crate::testing::random_tensor;
-    use proptest::prelude::*;
-
-    fn close(a: f32, b: f32, scale: f32) -> bool {
-        (a - b).abs() <= 1e-5 * scale.max(1e-3)
-    }
-
-    fn rounded(level: Level, x: &[f32], rows: usize) -> Rounded {
-        let columns = x.len() / rows;
-        let mut out = Rounded::default();
-        out.reset(rows, columns);
-        for row in 0..rows {
-            let (c, b) = (
-                row * columns..(row + 1) * columns,
-                row * columns / 32..(row + 1) * columns / 32,
-            );
-            let Rounded {
-                high,
-                low,
-                word,
-                scale,
-                sum,
-                ..
-            } = &mut out;
-            round(
-                level,
-                &x[c.clone()],
-                &mut RoundedRow {
-                    high: &mut high[c.clone()],
-                    low: &mut low[c.clone()],
-                    word: &mut word[c],
-                    scale: &mut scale[b.clone()],
-                    sum: &mut sum[b],
-                },
-            );
-        }
-        out
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(30))]
-
-        #[test]
-        fn avx2_products_equal_the_plain_ones_and_a_row_never_depends_on_its_neighbours(
-            seed in any::<u64>(), x in prop::collection::vec(-4f32..4.0, 512 * 19),
-        ) {
-            prop_assume!(Level::detect() == Level::Avx2);
-            for kind in TensorType::ALL.into_iter().filter(|kind| Tiles::has(*kind)) {
-                let (rows, columns) = (13, 512);
-                let bytes = random_tensor(kind, rows * columns, seed);
-                let tiles = Tiles::pack(&Weights { kind, rows, columns, bytes: &bytes }, &mut HugeArena::default()).unwrap();
-                let act = rounded(Level::Avx2, &x, 19);
-                let plain = rounded(Level::Scalar, &x, 19);
-                let mut panels = Panels::default();
-                panels.reset(19, columns);
-                let size = panels.panel_words();
-                for (index, panel) in panels.words.chunks_exact_mut(size).enumerate() {
-                    let (c, b) = (index * 4 * columns..(index + 1) * 4 * columns, index * 4 * 16..(index + 1) * 4 * 16);
-                    let mut four = act.clone();
-                    let four = RoundedRow {
-                        high: &mut four.high[c.clone()], low: &mut four.low[c.clone()], word: &mut four.word[c],
-                        scale: &mut four.scale[b.clone()], sum: &mut four.sum[b],
-                    };
-                    pack_panel(Level::Avx2, &four, panel);
-                    let mut plain = vec![0; size];
-                    pack_panel(Level::Scalar, &four, &mut plain);
-                    prop_assert_eq!(&*panel, &*plain);
-                }
-                let (none, mut scratch) = (Panels::default(), Vec::new());
-                prop_assert_eq!((&act.high, &act.low, &act.word), (&plain.high, &plain.low, &plain.word));
-                let mut both = vec![[[0f32; 8]; 2]; 19];
-                group_products(Level::Avx2, &tiles, 0..2, (&act, &panels), 19, &mut scratch, |row, group, products| both[row][group] = products);
-                for group in [0, 1] {
-                    let mut all = vec![[0f32; 8]; 19];
-                    group_products(Level::Avx2, &tiles, group..group + 1, (&act, &panels), 19, &mut scratch, |row, _, products| all[row] = products);
-                    for row in 0..19 {
-                        prop_assert_eq!(both[row][group], all[row]);
-                        let one = rounded(Level::Avx2, &x[row * 512..(row + 1) * 512], 1);
-                        group_products(Level::Avx2, &tiles, group..group + 1, (&one, &none), 1, &mut scratch, |_, _, products| assert_eq!(products, all[row]));
-                        let mut wanted = [0f32; 8];
-                    scalar::group_products(&tiles, group, &plain, 0..19, |other, products| {
-                        if other == row {
-                            wanted = products;
-                        }
-                    });
-                        for (a, b) in all[row].iter().zip(wanted) {
-                            prop_assert!(close(*a, b, 50.0), "{kind}: {a} {b}");
-                        }
-                    }
-                }
-            }
-        }
-
-        #[test]
-        fn avx2_vector_operations_equal_the_plain_ones(
-            a in prop::collection::vec(-30f32..30.0, 1..200), b in prop::collection::vec(-3f32..3.0, 200),
-        ) {
-            prop_assume!(Level::detect() == Level::Avx2);
-            let b = &b[..a.len()];
-            let (mut fast, mut plain) = (vec![0.0; a.len()], vec![0.0; a.len()]);
-            prop_assert!(close(dot(Level::Avx2, &a, b), scalar::dot(&a, b), 1e4));
-            rms_norm(Level::Avx2, &a, b, 1e-5, &mut fast);
-            scalar::rms_norm(&a, b, 1e-5, &mut plain);
-            prop_assert!(fast.iter().zip(&plain).all(|(x, y)| close(*x, *y, 50.0)));
-            gated_gelu(Level::Avx2, &a, b, &mut fast);
-            scalar::gated_gelu(&a, b, &mut plain);
-            prop_assert!(fast.iter().zip(&plain).all(|(x, y)| close(*x, *y, 90.0)), "{fast:?} {plain:?}");
-            gated_silu(Level::Avx2, &a, b, &mut fast);
-            scalar::gated_silu(&a, b, &mut plain);
-            prop_assert!(fast.iter().zip(&plain).all(|(x, y)| close(*x, *y, 90.0)), "{fast:?} {plain:?}");
-            let most = a.iter().copied().fold(f32::MIN, f32::max);
-            let (sums, wanted) = (exp_sums(Level::Avx2, &a, most), scalar::exp_sums(&a, most));
-            prop_assert!((sums.0 - wanted.0).abs() < 1e-5 * wanted.0 && (sums.1 - wanted.1).abs() < 1e-5 * wanted.0);
-        }
-
-        #[test]
-        fn avx2_attention_equals_the_plain_one_whatever_queries_are_computed_together(
-            q in prop::collection::vec(-2f32..2.0, 4 * 72), kv in prop::collection::vec(-2f32..2.0, 4 * 32 * 72),
-            counts in prop::array::uniform4(1usize..96), windows in prop::array::uniform4(1usize..120),
-        ) {
-            prop_assume!(Level::detect() == Level::Avx2);
-            let halves: Vec<u16> = kv.iter().map(|x| u16::narrow(*x)).collect();
-            let values: Vec<u16> = halves.iter().rev().copied().collect();
-            let table = [2, 0, 3];
-            let cache = HeadCache { keys: &halves, values: &values, table: &table, stride: 32 * 72, offset: 0, head_dim: 72 };
-            let span = |i: usize| counts[i].saturating_sub(windows[i])..counts[i];
-            let mut scratch = Vec::new();
-            let mut run = |level: Level, which: Range<usize>| {
-                let mut outs = vec![vec![0.0; 72]; 4];
-                let mut queries = [const { None }; QUERIES];
-                for ((i, out), query) in outs.iter_mut().enumerate().take(which.end).skip(which.start).zip(&mut queries) {
-                    *query = Some(Query { q: &q[i * 72..][..72], span: span(i), out });
-                }
-                attend(level, &mut queries, &cache, 0.1, &mut scratch);
-                outs
-            };
-            let plain = run(Level::Scalar, 0..4);
-            for together in 1..=4 {
-                let fast = run(Level::Avx2, 0..together);
-                for i in 0..together {
-                    let alone = run(Level::Avx2, i..i + 1);
-                    prop_assert_eq!(&fast[i], &alone[i]);
-                    prop_assert!(fast[i].iter().zip(&plain[i]).all(|(x, y)| close(*x, *y, 5.0)), "{:?} {:?}", fast[i], plain[i]);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_banned_logit_does_not_spoil_the_sums() {
-        for level in [Level::Scalar, Level::detect()] {
-            let mut powers = [
-                0.0,
-                f32::NEG_INFINITY,
-                1.0,
-                -86.0,
-                -88.0,
-                0.5,
-                -3.0,
-                2.0,
-                f32::NEG_INFINITY,
-                -1.0,
-            ];
-            let wanted = powers.map(|x: f32| if x > -87.0 { x.exp() } else { 0.0 });
-            exp_all(level, &mut powers);
-            assert!(
-                powers
-                    .iter()
-                    .zip(wanted)
-                    .all(|(a, b)| (a - b).abs() <= 1e-6 * b),
-                "{powers:?} {wanted:?}"
-            );
-            assert_eq!(powers[0], 1.0);
-            let (sum, weighted) = exp_sums(level, &[1.0, f32::NEG_INFINITY, 1.0], 1.0);
-            assert_eq!((sum, weighted), (2.0, 0.0));
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -11,9 +11,18 @@ mod avx2;
 mod avx2_attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2_panels;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod cache;
+mod check;
 pub(crate) mod kernels;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_attention;
+#[cfg(target_arch = "aarch64")]
+mod neon_products;
 mod panels;
 mod parts;
 mod pool;

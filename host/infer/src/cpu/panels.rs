@@ -41,6 +41,7 @@ impl Panels {
     }
 
     /// The panels that there are.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn panels(&self) -> impl ExactSizeIterator<Item = &[u32]> {
         let size = self.panel_words().max(1);
         self.words.chunks_exact(size).take(self.rows / PANEL)

@@ -97,6 +97,7 @@ fn share(kind: TensorType) -> (usize, usize) {
 
 impl Tiles {
     /// Rows of activations whose products are best formed together.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn rows_at_once(&self) -> usize {
         match self.kind {
             TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4K => 4,
@@ -156,12 +157,14 @@ impl Tiles {
     }
 
     /// The tiles of a group from tile `first` on, which has a header where there are headers.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn group_from(&self, group: usize, first: usize) -> &[u8] {
         let (count, header) = share(self.kind);
         &self.group(group)[first / count * (header + count * tile_bytes(self.kind))..]
     }
 
     /// Whether [`SHARE`] tiles share a header.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn shared(&self) -> bool {
         header_bytes(self.kind) > 0
     }
