@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use crate::{
     metrics::{Counter, Metrics},
     pipeline::Generation,
+    replay::InputStore,
     traces::Traces,
 };
 
@@ -14,6 +15,7 @@ use crate::{
 pub(crate) struct Core {
     pub generation: ArcSwap<Generation>,
     pub traces: Traces,
+    pub inputs: Arc<InputStore>,
     pub metrics: Metrics,
     /// Requests that came to no pipeline: malformed, or for a model that nobody serves.
     pub refused: Counter,
@@ -22,10 +24,16 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(generation: Generation, traces: Traces, metrics: Metrics) -> Arc<Self> {
+    pub(crate) fn new(
+        generation: Generation,
+        traces: Traces,
+        inputs: Arc<InputStore>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
         Arc::new(Self {
             generation: ArcSwap::from_pointee(generation),
             traces,
+            inputs,
             refused: metrics.counter(
                 "millgate_requests_refused_total",
                 "Requests that came to no pipeline: malformed, or for an unknown model.",

@@ -3,7 +3,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use millgate_sandbox::{ArmRole, Label, Origin, Outcome, Sample, Segment as SampleSegment};
+use millgate_sandbox::{
+    ArmRole, CallContext, Label, Origin, Outcome, Sample, Segment as SampleSegment,
+};
 
 use crate::{
     answer_local::LocalAnswer,
@@ -84,7 +86,10 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
         .ok_or_else(|| refused(ApiError::unknown_model(&request.model)))?;
     let mut flight = Flight::new(core.clone(), generation, pipeline, &request);
 
-    if let Err((finish, error)) = run_input(&mut flight, &mut request).await {
+    let pipeline = flight.pipeline.clone();
+    let records = &mut flight.trace.stages;
+    let passed = run_input(&pipeline.input, &flight.context, &mut request, records).await;
+    if let Err((finish, error)) = passed {
         return Err(flight.fail(finish, error).await);
     }
     let arm = route(&mut flight, &request).await;
@@ -172,25 +177,30 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
     })
 }
 
-/// Runs the input stages in order: validation on the whole request, compliance on each text.
-async fn run_input(flight: &mut Flight, request: &mut Request) -> Result<(), (Finish, ApiError)> {
-    let pipeline = flight.pipeline.clone();
-    for (index, stage) in pipeline.input.iter().enumerate() {
+/// Runs input stages in order: validation on the whole request, compliance on each text. `records`
+/// begins with theirs.
+pub(crate) async fn run_input(
+    stages: &[Arc<LoadedStage>],
+    context: &CallContext,
+    request: &mut Request,
+    records: &mut [StageRecord],
+) -> Result<(), (Finish, ApiError)> {
+    for (stage, record) in stages.iter().zip(records) {
         if stage.validates {
-            validate(flight, request, stage, index).await?;
+            validate(context, request, stage, record).await?;
         }
         if stage.inspects {
-            inspect(flight, request, stage, index).await?;
+            inspect(context, request, stage, record).await?;
         }
     }
     Ok(())
 }
 
 async fn validate(
-    flight: &mut Flight,
+    context: &CallContext,
     request: &mut Request,
     stage: &Arc<LoadedStage>,
-    index: usize,
+    record: &mut StageRecord,
 ) -> Result<(), (Finish, ApiError)> {
     let Some(sandboxed) = stage.sandboxed() else {
         return Ok(());
@@ -213,15 +223,12 @@ async fn validate(
     let started = Instant::now();
     let samples = std::slice::from_ref(&sample);
     let judged = if sandboxed.is_async() {
-        sandboxed.validate_async(&flight.context, samples).await
+        sandboxed.validate_async(context, samples).await
     } else {
-        sandboxed.validate(&flight.context, samples)
+        sandboxed.validate(context, samples)
     };
     let elapsed = started.elapsed();
     stage.metrics.time.observe_time(elapsed);
-    let Some(record) = flight.trace.stages.get_mut(index) else {
-        return Ok(());
-    };
     record.passed += passed;
     record.calls += 1;
     record.micros += u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
@@ -269,17 +276,14 @@ async fn validate(
 }
 
 async fn inspect(
-    flight: &mut Flight,
+    context: &CallContext,
     request: &mut Request,
     stage: &Arc<LoadedStage>,
-    index: usize,
+    record: &mut StageRecord,
 ) -> Result<(), (Finish, ApiError)> {
-    let Some(record) = flight.trace.stages.get_mut(index) else {
-        return Ok(());
-    };
     // What is no segment passes unseen by compliance stages, and the trace says so.
     record.passed += request.uncovered;
-    let mut context = flight.context.clone();
+    let mut context = context.clone();
     for segment in request
         .segments
         .iter_mut()

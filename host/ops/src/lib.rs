@@ -32,6 +32,7 @@ mod pipeline;
 mod platform;
 mod plugins;
 mod raw;
+pub mod replay;
 pub mod request;
 pub mod response;
 mod responses;

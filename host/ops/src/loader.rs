@@ -18,15 +18,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::{
-        Config, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure, PipelineConfig,
+        Config, Inputs, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure, PipelineConfig,
         StageConfig,
     },
     error::{Error, Result},
+    id::now_ms,
     local::LocalModel,
     metrics::Metrics,
     model::Backend,
     pipeline::{Deployment, Evaluation, Generation, Pipeline, PipelineMetrics, ReadyArm},
     platform::Environment,
+    replay::InputStore,
     rollout::Rollout,
     services::HostServices,
     shelf::Shelf,
@@ -57,6 +59,7 @@ pub(crate) struct Loader<'a> {
     pub store: &'a Arc<dyn Store>,
     pub metrics: &'a Metrics,
     pub shelf: &'a Arc<Shelf>,
+    pub inputs: &'a InputStore,
 }
 
 impl Loader<'_> {
@@ -109,6 +112,9 @@ impl Loader<'_> {
                     LoadedStage::new(made, self.metrics)
                 }
             };
+            if let (Inputs::On, Some(stage)) = (config.traces.inputs, loaded.sandboxed()) {
+                self.inputs.keep_recipe(&bytes, stage, now_ms())?;
+            }
             parts.stages.insert(name.clone(), (fingerprint, loaded));
         }
         let mut pipelines = Vec::with_capacity(config.pipelines.len());
@@ -134,6 +140,7 @@ impl Loader<'_> {
         Ok((
             Generation {
                 number,
+                digest: digest_of(&config),
                 config: Arc::new(config),
                 pipelines,
                 tenants,
@@ -387,8 +394,13 @@ impl Parts {
     }
 }
 
+fn digest_of(config: &Config) -> Arc<str> {
+    let json = serde_json::to_vec(config).unwrap_or_default();
+    Digest::of(&json).to_string().into()
+}
+
 /// What the sandbox is told about a stage.
-fn spec(name: &str, stage: &StageConfig) -> StageSpec {
+pub(crate) fn spec(name: &str, stage: &StageConfig) -> StageSpec {
     let grant = Grant {
         state: stage.grant.state.as_ref().map(|state| StateGrant {
             bytes: state.bytes.0,

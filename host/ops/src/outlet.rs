@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use millgate_sandbox::CallContext;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     calls::{CallReader, Part},
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// What a model's text is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Form {
     /// Its text is JSON.
     pub json: bool,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use millgate_sandbox::{DeploymentActor, MonitorActor};
+use millgate_sandbox::{DeploymentActor, MonitorActor, Stage};
 
 use crate::{
     config::{Config, PipelineConfig, pattern_matches},
@@ -22,6 +22,8 @@ use crate::{
 pub(crate) struct Generation {
     pub number: u64,
     pub config: Arc<Config>,
+    /// `sha256:HEX` of the config as JSON.
+    pub digest: Arc<str>,
     pub pipelines: Vec<Arc<Pipeline>>,
     pub tenants: Tenants,
 }
@@ -62,6 +64,15 @@ pub(crate) struct ReadyArm {
 }
 
 impl Generation {
+    /// The stages on requests and answers.
+    pub(crate) fn sandboxed_stages(&self) -> impl Iterator<Item = &Stage> {
+        let stages = self.pipelines.iter().flat_map(|pipeline| {
+            let places = pipeline.input.iter().chain(&pipeline.output);
+            places.filter_map(|stage| stage.sandboxed())
+        });
+        stages
+    }
+
     /// The pipeline for a model name: an exact name before a pattern, a longer pattern before a
     /// shorter one.
     pub(crate) fn pipeline_for(&self, model: &str) -> Option<&Arc<Pipeline>> {

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    config::Config,
+    config::{Config, Inputs},
     core::Core,
     error::{ApiError, Error, Result},
     executor, explain,
@@ -22,6 +22,7 @@ use crate::{
     monitor::{AlertBook, AlertState},
     pipeline::{Generation, Pipeline},
     plugins::PluginSource,
+    replay::{InputStore, Player, ReplayReport},
     request::ApiRequest,
     response::Response,
     rollout::RolloutStatus,
@@ -73,6 +74,7 @@ struct Inner {
     sandbox: Sandbox,
     services: Arc<HostServices>,
     shelf: Arc<Shelf>,
+    player: Player,
     store: Arc<dyn Store>,
     environment: Environment,
     /// What the present generation is made of. The lock is held for the whole of a reload.
@@ -117,7 +119,8 @@ impl Platform {
         let blobs = Arc::new(Blobs::open(data.join("blobs"))?);
         let audit = Arc::new(AuditLog::open(store.clone(), data.join("audit.key"))?);
         let metrics = Metrics::new();
-        let traces = Traces::open(store.clone(), blobs)?;
+        let traces = Traces::open(store.clone(), blobs.clone())?;
+        let inputs = InputStore::serve(store.clone(), blobs, data.clone(), &metrics)?;
         let alerts = AlertBook::open(store.clone(), metrics.clone())?;
         let services = Arc::new(HostServices::new(store.clone(), metrics.clone(), alerts));
 
@@ -129,6 +132,7 @@ impl Platform {
             store: &store,
             metrics: &metrics,
             shelf: &shelf,
+            inputs: &inputs,
         };
         let number = next_generation(&store)?;
         let (generation, mut parts) = loader.load(config, number, &Parts::default())?;
@@ -139,7 +143,12 @@ impl Platform {
             "config",
             described(&generation),
         )?;
-        let core = Core::new(generation, traces, metrics);
+        let player = Player::new(
+            sandbox.clone(),
+            inputs.clone(),
+            environment.plugins.clone(),
+        );
+        let core = Core::new(generation, traces, inputs, metrics);
         let background = vec![
             AbortOnDropHandle::new(runtime.spawn(retention(core.clone()))),
             AbortOnDropHandle::new(runtime.spawn(sweep(shelf.clone()))),
@@ -151,6 +160,7 @@ impl Platform {
                 sandbox,
                 services,
                 shelf,
+                player,
                 store,
                 environment,
                 parts: Mutex::new(parts),
@@ -191,6 +201,42 @@ impl Platform {
         explain::trace(&self.inner.core, id, body).await
     }
 
+    /// Runs the stages of a past request again, whose inputs were kept, and holds what they answer
+    /// against what they answered then.
+    ///
+    /// # Errors
+    /// What the operator gets: the store cannot be read.
+    pub async fn replay(&self, id: TraceId) -> Result<ReplayReport, ApiError> {
+        let (inner, runtime) = (self.inner.clone(), self.inner.runtime.clone());
+        // It reads from disk and may compile.
+        let work = move || runtime.block_on(inner.player.replay(id));
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(report)) => Ok(report),
+            Ok(Err(error)) => Err(ApiError::internal(error.to_string())),
+            Err(_) => Err(ApiError::internal("the replay was cut off")),
+        }
+    }
+
+    /// What is kept of requests for replays.
+    #[must_use]
+    pub fn inputs(&self) -> &Arc<InputStore> {
+        &self.inner.core.inputs
+    }
+
+    /// Erases what is kept of the requests of a tenant, or of one of its end users. Blocking:
+    /// durable and audited when it returns. Says how many keys there were.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn erase_inputs(&self, tenant: &str, user: Option<&str>, actor: &str) -> Result<u64> {
+        let keys = self.inner.core.inputs.erase(tenant, user)?;
+        // Whose they were is personal itself where it is an end user.
+        let body = json!({ "keys": keys, "of": if user.is_some() { "an end user" } else { "the tenant" } });
+        let subject = format!("tenant:{tenant}");
+        self.inner.audit.append(actor, "inputs.erased", &subject, body)?;
+        Ok(keys)
+    }
+
     /// Takes a new config. Requests in flight finish on the one they began with; when anything of
     /// the new one cannot be loaded, the old one stays. Blocking. Returns the new generation.
     ///
@@ -219,6 +265,7 @@ impl Platform {
             store: &inner.store,
             metrics: &inner.core.metrics,
             shelf: &inner.shelf,
+            inputs: &inner.core.inputs,
         };
         let number = next_generation(&inner.store)?;
         let loaded = loader.load(config, number, &parts);
@@ -369,6 +416,7 @@ impl Platform {
         self.inner
             .audit
             .append("millgate", "platform.stop", "config", json!({}))?;
+        self.inner.core.inputs.close();
         Ok(self.inner.store.flush()?)
     }
 }
@@ -493,11 +541,21 @@ async fn retention(core: Arc<Core>) {
         let core = core.clone();
         let swept = tokio::task::spawn_blocking(move || {
             let config = core.generation.load().config.clone();
-            core.traces.enforce(&config.traces, now_ms())
+            let removed = core.traces.enforce(&config.traces, now_ms())?;
+            if config.traces.inputs == Inputs::On {
+                for stage in core.generation.load().sandboxed_stages() {
+                    core.inputs.stamp(stage.identity(), now_ms())?;
+                }
+            }
+            let oldest = core.traces.oldest()?;
+            let inputs = core.inputs.enforce(&config.traces, now_ms(), oldest)?;
+            Ok::<_, Error>((removed, inputs))
         });
         match swept.await {
-            Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(removed)) => tracing::info!(removed, "old traces were removed"),
+            Ok(Ok((0, 0))) | Err(_) => {}
+            Ok(Ok((removed, inputs))) => {
+                tracing::info!(removed, inputs, "old traces and inputs were removed");
+            }
             Ok(Err(error)) => tracing::error!(%error, "old traces could not be removed"),
         }
     }

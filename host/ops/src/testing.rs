@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     model::{Backend, LanguageModel},
     pipeline::{Generation, Pipeline, PipelineMetrics, ReadyArm},
+    replay::InputStore,
     request::{ApiRequest, Endpoint},
     rollout::Rollout,
     stage::LoadedStage,
@@ -176,7 +177,9 @@ pub(crate) fn core_with(
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let folder = tempfile::tempdir().unwrap().keep();
     let metrics = Metrics::new();
-    let traces = Traces::open(store.clone(), Arc::new(Blobs::open(folder).unwrap())).unwrap();
+    let blobs = Arc::new(Blobs::open(folder.join("blobs")).unwrap());
+    let traces = Traces::open(store.clone(), blobs.clone()).unwrap();
+    let inputs = InputStore::serve(store.clone(), blobs, folder, &metrics).unwrap();
     let name: Arc<str> = "p".into();
     let pipeline = config.pipelines["p"].clone();
     let pipeline = Pipeline {
@@ -199,10 +202,11 @@ pub(crate) fn core_with(
     let generation = Generation {
         number: 3,
         tenants: crate::tenants::Tenants::of(&config).unwrap(),
+        digest: "sha256:00".into(),
         config: Arc::new(config),
         pipelines: vec![Arc::new(pipeline)],
     };
-    Core::new(generation, traces, metrics)
+    Core::new(generation, traces, inputs, metrics)
 }
 
 /// A core with the usual config.

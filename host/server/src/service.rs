@@ -17,7 +17,7 @@ use millgate_ops::{ApiError, ApiRequest, Endpoint, Platform, TraceId};
 use crate::answer;
 use crate::body::AnswerBody;
 use crate::counters::{Counters, Route};
-use crate::{explain, health, read, traces};
+use crate::{explain, health, inputs, read, traces};
 
 /// What all connections share.
 #[derive(Default)]
@@ -144,6 +144,10 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
         _ if explain::target(path).is_some() => (
             Route::Explain,
             explain::answer(shared, &parts.method, path, &parts.headers, body).await,
+        ),
+        _ if inputs::target(path).is_some() => (
+            Route::Inputs,
+            inputs::answer(shared, &parts.method, path, parts.uri.query(), &parts.headers).await,
         ),
         "/healthz" | "/readyz" | "/metrics" | "/v1/models" | "/api/v1/traces"
         | "/api/v1/alerts" | "/api/v1/rollouts"
