@@ -32,7 +32,6 @@ pub struct Candidate {
 }
 
 struct Pipeline {
-    name: Arc<str>,
     serves: Vec<String>,
     input: Vec<Arc<LoadedStage>>,
     output: Vec<Arc<LoadedStage>>,
@@ -40,7 +39,6 @@ struct Pipeline {
 
 /// What a candidate did with one request.
 pub(crate) struct Ran {
-    pub pipeline: Arc<str>,
     /// Of the input stages, then of the output stages.
     pub records: Vec<StageRecord>,
     /// How it ended: `None` where every stage let it through.
@@ -88,9 +86,8 @@ impl Candidate {
             Ok(stages)
         };
         let mut pipelines = Vec::with_capacity(config.pipelines.len());
-        for (name, pipeline) in &config.pipelines {
+        for pipeline in config.pipelines.values() {
             pipelines.push(Pipeline {
-                name: name.as_str().into(),
                 serves: pipeline.serves.clone(),
                 input: stages(&pipeline.input)?,
                 output: stages(&pipeline.output)?,
@@ -174,7 +171,6 @@ impl Candidate {
                 (index, segment.text.clone())
             });
         let mut ran = Ran {
-            pipeline: pipeline.name.clone(),
             changed: changed.collect(),
             records,
             stopped: passed.err().map(|(finish, _)| finish),
