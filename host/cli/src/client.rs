@@ -98,7 +98,9 @@ impl Client {
         let mut response = request.call().map_err(|error| self.failure(error))?;
         if response.status().as_u16() >= 400 {
             json_of(response)?;
-            return Err(ClientError::Other(anyhow!("the server refused without a word")));
+            return Err(ClientError::Other(anyhow!(
+                "the server refused without a word"
+            )));
         }
         let headers = response.headers().clone();
         let body = response.body_mut().with_config().limit(256 << 20);

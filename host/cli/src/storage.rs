@@ -40,14 +40,22 @@ impl Storage {
     /// What is kept of requests for replays.
     pub fn inputs(&self) -> Result<Arc<InputStore>> {
         let blobs = Arc::new(Blobs::open(self.data.join("blobs"))?);
-        Ok(InputStore::open(self.store.clone(), blobs, self.data.clone())?)
+        Ok(InputStore::open(
+            self.store.clone(),
+            blobs,
+            self.data.clone(),
+        )?)
     }
 
     /// Erases what is kept of the requests of a tenant, or of one of its end users; audited.
     pub fn erase_inputs(&self, tenant: &str, user: Option<&str>) -> Result<u64> {
         let audit = AuditLog::open(self.store.clone(), self.data.join("audit.key"))?;
         let keys = self.inputs()?.erase(tenant, user)?;
-        let of = if user.is_some() { "an end user" } else { "the tenant" };
+        let of = if user.is_some() {
+            "an end user"
+        } else {
+            "the tenant"
+        };
         let body = serde_json::json!({ "keys": keys, "of": of });
         audit.append("cli", "inputs.erased", &format!("tenant:{tenant}"), body)?;
         Ok(keys)

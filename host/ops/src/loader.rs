@@ -18,8 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::{
-        Config, Inputs, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure, PipelineConfig,
-        StageConfig,
+        Config, Inputs, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure,
+        PipelineConfig, StageConfig,
     },
     error::{Error, Result},
     id::now_ms,

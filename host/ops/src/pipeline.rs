@@ -66,11 +66,10 @@ pub(crate) struct ReadyArm {
 impl Generation {
     /// The stages on requests and answers.
     pub(crate) fn sandboxed_stages(&self) -> impl Iterator<Item = &Stage> {
-        let stages = self.pipelines.iter().flat_map(|pipeline| {
+        self.pipelines.iter().flat_map(|pipeline| {
             let places = pipeline.input.iter().chain(&pipeline.output);
             places.filter_map(|stage| stage.sandboxed())
-        });
-        stages
+        })
     }
 
     /// The pipeline for a model name: an exact name before a pattern, a longer pattern before a

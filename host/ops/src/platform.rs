@@ -143,11 +143,7 @@ impl Platform {
             "config",
             described(&generation),
         )?;
-        let player = Player::new(
-            sandbox.clone(),
-            inputs.clone(),
-            environment.plugins.clone(),
-        );
+        let player = Player::new(sandbox.clone(), inputs.clone(), environment.plugins.clone());
         let core = Core::new(generation, traces, inputs, metrics);
         let background = vec![
             AbortOnDropHandle::new(runtime.spawn(retention(core.clone()))),
@@ -233,7 +229,9 @@ impl Platform {
         // Whose they were is personal itself where it is an end user.
         let body = json!({ "keys": keys, "of": if user.is_some() { "an end user" } else { "the tenant" } });
         let subject = format!("tenant:{tenant}");
-        self.inner.audit.append(actor, "inputs.erased", &subject, body)?;
+        self.inner
+            .audit
+            .append(actor, "inputs.erased", &subject, body)?;
         Ok(keys)
     }
 

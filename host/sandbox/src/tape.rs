@@ -473,7 +473,10 @@ mod tests {
         session.inspected(None, &Ok(Verdict::default()));
         let recorded = tape.take().unwrap();
         assert_eq!(recorded.sessions[0].calls.len(), 2);
-        assert_eq!(recorded.sessions[0].calls[0].input, Input::Push(vec!["abc".into()]));
+        assert_eq!(
+            recorded.sessions[0].calls[0].input,
+            Input::Push(vec!["abc".into()])
+        );
         let session = tape.begin(&stage, &CallContext::default());
         session.inspected(Some(&["x".repeat(300).as_str()]), &Ok(Verdict::default()));
         assert_eq!(tape.take(), None);

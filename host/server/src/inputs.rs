@@ -80,9 +80,9 @@ pub(crate) async fn answer(
 
 /// `POST /api/v1/traces/{id}/replay`
 async fn replay(platform: &Platform, id: &str) -> Result<Response<AnswerBody>, ApiError> {
-    let id: TraceId = id
-        .parse()
-        .map_err(|error: millgate_ops::BadTraceId| ApiError::invalid(error.to_string(), Some("id")))?;
+    let id: TraceId = id.parse().map_err(|error: millgate_ops::BadTraceId| {
+        ApiError::invalid(error.to_string(), Some("id"))
+    })?;
     let traces = platform.traces().clone();
     if blocking(move || traces.get(id)).await?.is_none() {
         return Err(answer::refusal(
@@ -216,14 +216,23 @@ mod tests {
         assert_eq!(target("/api/v1/inputs"), Some(Target::Records));
         assert_eq!(target("/api/v1/inputs/ids"), Some(Target::Ids));
         assert_eq!(target("/api/v1/traces/t/replay"), Some(Target::Replay("t")));
-        for other in ["/api/v1/traces/t", "/api/v1/traces/t/explain", "/api/v1/inputs/x"] {
+        for other in [
+            "/api/v1/traces/t",
+            "/api/v1/traces/t/explain",
+            "/api/v1/inputs/x",
+        ] {
             assert_eq!(target(other), None, "{other}");
         }
     }
 
     #[test]
     fn a_bad_query_says_what_is_expected() {
-        let said = |query| Asked::of(query, 1000).err().map(|error| error.message).unwrap_or_default();
+        let said = |query| {
+            Asked::of(query, 1000)
+                .err()
+                .map(|error| error.message)
+                .unwrap_or_default()
+        };
         assert!(said("limit=0").contains("1 to 1000"));
         assert!(said("since_ms=x").contains("milliseconds"));
         assert!(said("colour=red").contains("until_ms"));

@@ -147,7 +147,14 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
         ),
         _ if inputs::target(path).is_some() => (
             Route::Inputs,
-            inputs::answer(shared, &parts.method, path, parts.uri.query(), &parts.headers).await,
+            inputs::answer(
+                shared,
+                &parts.method,
+                path,
+                parts.uri.query(),
+                &parts.headers,
+            )
+            .await,
         ),
         "/healthz" | "/readyz" | "/metrics" | "/v1/models" | "/api/v1/traces"
         | "/api/v1/alerts" | "/api/v1/rollouts"

@@ -345,7 +345,8 @@ impl Vault {
             Some(plain) => wrap(&*self.root()?, &key.id, plain),
             None => {
                 let value = self.store.get(&name)?;
-                let record = value.and_then(|value| serde_json::from_slice::<KeyRecord>(&value).ok());
+                let record =
+                    value.and_then(|value| serde_json::from_slice::<KeyRecord>(&value).ok());
                 match record {
                     Some(record) => record.wrapped,
                     None => return Ok(()),
@@ -386,11 +387,8 @@ fn record_key(key: &Prk, record: &[u8]) -> Result<LessSafeKey, ring::error::Unsp
 fn wrap(root: &LessSafeKey, id: &[u8; ID], plain: &[u8; 32]) -> String {
     let nonce: [u8; NONCE_LEN] = rand::random();
     let mut out = plain.to_vec();
-    let sealed = root.seal_in_place_append_tag(
-        Nonce::assume_unique_for_key(nonce),
-        Aad::from(id),
-        &mut out,
-    );
+    let sealed =
+        root.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(id), &mut out);
     match sealed {
         Ok(()) => hex::encode([&nonce[..], &out].concat()),
         // 32 bytes can always be sealed.
@@ -516,7 +514,12 @@ mod tests {
         assert!(open(&again).is_ok() && open(&ann).is_err());
         assert_eq!(vault.erase("t\0", true).unwrap(), 3);
         assert_eq!(open(&bob), Err(SealError::Erased));
-        assert!(store.scan_prefix(b"seal/", Order::Ascending, 9).unwrap().is_empty());
+        assert!(
+            store
+                .scan_prefix(b"seal/", Order::Ascending, 9)
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]
@@ -526,25 +529,41 @@ mod tests {
         let vault = vault(dir.path(), &store);
         let sealed = vault.seal("ann", b"r", b"text").unwrap();
         assert_eq!(vault.sweep(7).unwrap(), 0);
-        let (key, value) = store.scan_prefix(KEY, Order::Ascending, 1).unwrap().remove(0);
+        let (key, value) = store
+            .scan_prefix(KEY, Order::Ascending, 1)
+            .unwrap()
+            .remove(0);
         let mut record: KeyRecord = serde_json::from_slice(&value).unwrap();
         record.used -= 8;
-        store.put(&key, &serde_json::to_vec(&record).unwrap()).unwrap();
+        store
+            .put(&key, &serde_json::to_vec(&record).unwrap())
+            .unwrap();
         assert_eq!(vault.sweep(7).unwrap(), 1);
-        assert_eq!(vault.open_sealed(b"r", &sealed).unwrap(), Err(SealError::Erased));
+        assert_eq!(
+            vault.open_sealed(b"r", &sealed).unwrap(),
+            Err(SealError::Erased)
+        );
     }
 
     #[test]
     fn a_lost_root_key_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let sealed = vault(dir.path(), &store).seal("ann", b"r", b"text").unwrap();
+        let sealed = vault(dir.path(), &store)
+            .seal("ann", b"r", b"text")
+            .unwrap();
         fs::remove_file(dir.path().join("seal.key")).unwrap();
         let vault = vault(dir.path(), &store);
-        assert_eq!(vault.open_sealed(b"r", &sealed).unwrap(), Err(SealError::OtherKey));
+        assert_eq!(
+            vault.open_sealed(b"r", &sealed).unwrap(),
+            Err(SealError::OtherKey)
+        );
         // New content gets new keys.
         let new = vault.seal("bob", b"r", b"text").unwrap();
         assert!(vault.open_sealed(b"r", &new).unwrap().is_ok());
-        assert_eq!(vault.open_sealed(b"r", &sealed).unwrap(), Err(SealError::OtherKey));
+        assert_eq!(
+            vault.open_sealed(b"r", &sealed).unwrap(),
+            Err(SealError::OtherKey)
+        );
     }
 }

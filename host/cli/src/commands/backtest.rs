@@ -102,7 +102,10 @@ fn source_of(source: &TracesSource, range: InputRange) -> Result<(Box<dyn InputS
             };
             let (page, total) = served.fetch(None, PAGE).map_err(|error| match error {
                 ClientError::Refused { status: 404, .. } => {
-                    anyhow!("the server at {} keeps no inputs; it is of another version", source.server)
+                    anyhow!(
+                        "the server at {} keeps no inputs; it is of another version",
+                        source.server
+                    )
                 }
                 other => other.into(),
             })?;
@@ -189,7 +192,11 @@ fn described(report: &BacktestReport) -> String {
             true => format!("  {}", it.then.name()),
             false => format!("  {} -> {}", it.then.name(), it.now.name()),
         };
-        rows.push(vec![change, it.count.to_string(), strip(it.count, most, same)]);
+        rows.push(vec![
+            change,
+            it.count.to_string(),
+            strip(it.count, most, same),
+        ]);
     }
     text.push_str(&words::table(&rows));
     text.push_str(&format!(
@@ -198,7 +205,12 @@ fn described(report: &BacktestReport) -> String {
     ));
 
     text.push_str(&format!("\nverdicts that flip: {}\n", report.flips_total));
-    let flips: Vec<(&StageChange, Option<StageVerdict>, Option<StageVerdict>, u64)> = report
+    let flips: Vec<(
+        &StageChange,
+        Option<StageVerdict>,
+        Option<StageVerdict>,
+        u64,
+    )> = report
         .stages
         .iter()
         .flat_map(|stage| {
@@ -220,7 +232,8 @@ fn described(report: &BacktestReport) -> String {
 
     text.push_str("\nstages, then and now\n");
     let heads = [
-        "  stage", "place", "plugin", "ran", "findings", "edits", "calls", "bytes", "p50", "p99", "all",
+        "  stage", "place", "plugin", "ran", "findings", "edits", "calls", "bytes", "p50", "p99",
+        "all",
     ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for stage in &report.stages {
@@ -323,6 +336,9 @@ mod tests {
     fn a_flip_is_what_the_report_counts_as_one() {
         assert!(is_flip(Some(StageVerdict::Pass), Some(StageVerdict::Block)));
         assert!(!is_flip(None, Some(StageVerdict::Pass)));
-        assert!(!is_flip(Some(StageVerdict::NotRun), Some(StageVerdict::Block)));
+        assert!(!is_flip(
+            Some(StageVerdict::NotRun),
+            Some(StageVerdict::Block)
+        ));
     }
 }

@@ -40,7 +40,10 @@ pub(super) fn page(report: &BacktestReport, config: &str) -> String {
         report.threads
     );
     for (why, count) in &report.skipped {
-        body.push_str(&format!("<p>{count} could not be run: {}</p>\n", escape(why)));
+        body.push_str(&format!(
+            "<p>{count} could not be run: {}</p>\n",
+            escape(why)
+        ));
     }
 
     body.push_str("<h2>How requests end</h2>\n");
@@ -51,7 +54,11 @@ pub(super) fn page(report: &BacktestReport, config: &str) -> String {
         },
         value: it.count,
         shown: it.count.to_string(),
-        class: if changes(it.then, it.now) { "now" } else { "same" },
+        class: if changes(it.then, it.now) {
+            "now"
+        } else {
+            "same"
+        },
     });
     body.push_str(&chart("How requests end", &ends.collect::<Vec<_>>()));
     body.push_str(&format!(
@@ -59,7 +66,10 @@ pub(super) fn page(report: &BacktestReport, config: &str) -> String {
         report.requests_changed, report.answers_changed
     ));
 
-    body.push_str(&format!("<h2>Verdicts that flip: {}</h2>\n", report.flips_total));
+    body.push_str(&format!(
+        "<h2>Verdicts that flip: {}</h2>\n",
+        report.flips_total
+    ));
     let flips = report.stages.iter().flat_map(|stage| {
         let verdicts = stage.verdicts.iter().filter(|it| is_flip(it.then, it.now));
         verdicts.map(move |it| Bar {
@@ -95,7 +105,9 @@ pub(super) fn page(report: &BacktestReport, config: &str) -> String {
     body.push_str(&chart("Time for a request", &times.collect::<Vec<_>>()));
 
     body.push_str("<h2>Stages</h2>\n<div class=scroll><table>\n<tr><th>stage<th>place<th>plugin");
-    for head in ["ran", "findings", "edits", "calls", "bytes", "p50", "p99", "all"] {
+    for head in [
+        "ran", "findings", "edits", "calls", "bytes", "p50", "p99", "all",
+    ] {
         body.push_str(&format!("<th class=number>{head}"));
     }
     body.push_str("</tr>\n");
@@ -111,7 +123,9 @@ pub(super) fn page(report: &BacktestReport, config: &str) -> String {
         body.push_str(&format!("<p>{}", escape(&one_line(&example.flip))));
         if !example.findings.is_empty() {
             let findings = escape(&example.findings.join(", "));
-            body.push_str(&format!("<br><span class=soft>finds now: {findings}</span>"));
+            body.push_str(&format!(
+                "<br><span class=soft>finds now: {findings}</span>"
+            ));
         }
         body.push_str("</p>\n");
         if let Some(text) = &example.text {

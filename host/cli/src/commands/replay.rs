@@ -45,7 +45,12 @@ pub fn run(args: ReplayArgs) -> Result<ExitCode> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let count = |outcome| reports.iter().filter(|report| report.outcome == outcome).count();
+    let count = |outcome| {
+        reports
+            .iter()
+            .filter(|report| report.outcome == outcome)
+            .count()
+    };
     let (identical, differ, impossible) = (
         count(ReplayOutcome::Identical),
         count(ReplayOutcome::Differs),
@@ -70,9 +75,7 @@ pub fn run(args: ReplayArgs) -> Result<ExitCode> {
                 for report in others.take(SHOWN) {
                     println!("{}", described(report));
                 }
-                println!(
-                    "{identical} identical, {differ} differ, {impossible} cannot be replayed"
-                );
+                println!("{identical} identical, {differ} differ, {impossible} cannot be replayed");
             }
         }
     }
@@ -153,9 +156,8 @@ impl Place {
                             ("cursor", cursor.map(|cursor: TraceId| cursor.to_string())),
                         ])?
                     );
-                    serde_json::from_value(client.get(&path)?).context(
-                        "the traces cannot be read; is the server of another version?",
-                    )?
+                    serde_json::from_value(client.get(&path)?)
+                        .context("the traces cannot be read; is the server of another version?")?
                 }
             };
             ids.extend(page.ids);
@@ -209,7 +211,10 @@ fn described(report: &ReplayReport) -> String {
         rows.push(vec![
             stage.stage.clone(),
             word(json!(stage.place)),
-            stage.verdict.map_or("", |verdict| verdict.name()).to_owned(),
+            stage
+                .verdict
+                .map_or("", |verdict| verdict.name())
+                .to_owned(),
             stage.calls.to_string(),
             word(json!(stage.outcome)),
             stage.plugin.chars().take(19).collect(),

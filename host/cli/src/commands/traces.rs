@@ -128,7 +128,10 @@ fn show(args: TracesShowArgs) -> Result<ExitCode> {
 fn erase(args: TracesEraseArgs) -> Result<ExitCode> {
     let path = format!(
         "/api/v1/inputs{}",
-        query(&[("tenant", Some(args.tenant.clone())), ("user", args.user.clone())])?
+        query(&[
+            ("tenant", Some(args.tenant.clone())),
+            ("user", args.user.clone())
+        ])?
     );
     let client = Client::new(&args.source.server, args.source.key.clone());
     let keys = match client.delete(&path) {
@@ -139,7 +142,10 @@ fn erase(args: TracesEraseArgs) -> Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     if args.source.json {
-        println!("{}", serde_json::to_string_pretty(&json!({ "keys": keys }))?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&json!({ "keys": keys }))?
+        );
     } else {
         match keys {
             0 => println!("nothing is kept of them"),

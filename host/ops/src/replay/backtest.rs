@@ -1,30 +1,39 @@
 //! A backtest: a candidate's stages over what was kept of past requests, on all cores. One thread
 //! reads pages, newest first; the others open the records and run them; each counts for itself.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-    mpsc::{Receiver, sync_channel},
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, sync_channel},
+    },
+    time::Instant,
 };
-use std::time::Instant;
 
+use bytes::Bytes;
+use millgate_sandbox::tape::Asked;
 use parking_lot::Mutex;
 
 use super::{
     candidate::Candidate,
-    record,
+    record::{self, Source},
     store::{InputRange, InputStore},
     tally::{BacktestReport, Keep, Tally},
 };
 use crate::{
     error::{Error, Result},
     id::TraceId,
+    request::Request,
 };
 
 /// Records of one page.
 const PAGE: usize = 256;
 /// Records that one thread takes at once.
-const SHARE: usize = 32;
+const SHARE_LEN: usize = 32;
+
+/// What one thread takes at once: records as they are stored.
+type Share = Vec<(TraceId, Vec<u8>)>;
 
 /// The opened bytes of a record, or why there are none.
 pub type Opened = Result<Vec<u8>, String>;
@@ -107,7 +116,7 @@ pub fn backtest(
     };
     let threads = options.threads.max(1);
     let begun = Instant::now();
-    let (send, receive) = sync_channel::<Vec<(TraceId, Vec<u8>)>>(threads * 4);
+    let (send, receive) = sync_channel::<Share>(threads * 4);
     let receive = Mutex::new(receive);
     let failed = AtomicBool::new(false);
     let mut whole = Tally::new(keep);
@@ -133,7 +142,7 @@ pub fn backtest(
                 left -= page.records.len() as u64;
                 let mut records = page.records;
                 while !records.is_empty() {
-                    let rest = records.split_off(records.len().min(SHARE));
+                    let rest = records.split_off(records.len().min(SHARE_LEN));
                     if send.send(std::mem::replace(&mut records, rest)).is_err() {
                         return Ok(());
                     }
@@ -161,7 +170,7 @@ pub fn backtest(
 fn work(
     candidate: &Candidate,
     source: &dyn InputSource,
-    receive: &Mutex<Receiver<Vec<(TraceId, Vec<u8>)>>>,
+    receive: &Mutex<Receiver<Share>>,
     keep: Keep,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Tally> {
@@ -173,59 +182,78 @@ fn work(
         Error::Refused(format!("a thread of the backtest did not start: {error}"))
     })?;
     let mut tally = Tally::new(keep);
-    runtime.block_on(async {
-        loop {
-            let next = receive.lock().recv();
-            let Ok(records) = next else {
-                return Ok(());
-            };
-            let count = records.len() as u64;
-            for (trace, raw) in records {
-                one(candidate, source, trace, raw, keep, &mut tally).await?;
+    runtime
+        .block_on(async {
+            loop {
+                let next = receive.lock().recv();
+                let Ok(records) = next else {
+                    return Ok(());
+                };
+                let count = records.len() as u64;
+                batch(candidate, source, records, &mut tally).await?;
+                progress(count);
             }
-            progress(count);
-        }
-    })
-    .map(|()| tally)
+        })
+        .map(|()| tally)
 }
 
-async fn one(
+/// Some records: all are opened, all are read, all are run, all are counted. One after the other
+/// would have the caches forget each step before it comes again.
+async fn batch(
     candidate: &Candidate,
     source: &dyn InputSource,
-    trace: TraceId,
-    raw: Vec<u8>,
-    keep: Keep,
+    records: Vec<(TraceId, Vec<u8>)>,
     tally: &mut Tally,
 ) -> Result<()> {
-    let bytes = match source.open(trace, raw)? {
-        Ok(bytes) => bytes,
-        Err(why) => {
-            tally.skip(why);
-            return Ok(());
+    let mut opened = Vec::with_capacity(records.len());
+    for (trace, raw) in records {
+        let read = match source.open(trace, raw)? {
+            Ok(bytes) => record::source_bytes(&bytes).map(|plain| (plain, bytes)),
+            Err(why) => Err(why),
+        };
+        match read {
+            Ok((plain, bytes)) => opened.push((trace, plain, bytes)),
+            Err(why) => tally.skip(why),
         }
-    };
-    let mut read = match record::source(&bytes) {
-        Ok(read) => read,
-        Err(why) => {
-            tally.skip(why);
-            return Ok(());
+    }
+    let mut ready = Vec::with_capacity(opened.len());
+    for (trace, plain, bytes) in &opened {
+        match one(candidate, plain, bytes) {
+            Ok((source, request, asked)) => ready.push((*trace, source, request, asked)),
+            Err(why) => tally.skip(why),
         }
-    };
-    let asked = match candidate.asks() {
-        true => record::recorded(&bytes).map(|recorded| {
-            let sessions = recorded.sessions.into_iter();
-            sessions.flat_map(|session| session.asked).collect()
-        }),
-        false => Ok(Vec::new()),
-    };
-    let body = keep.text.then(|| read.body.clone());
-    let ran = match asked {
-        Ok(asked) => candidate.run(trace, &mut read, asked).await,
-        Err(why) => Err(why),
-    };
-    match ran {
-        Ok(ran) => tally.add(trace, &read, ran, body.as_deref()),
-        Err(why) => tally.skip(why),
+    }
+    let mut ran = Vec::with_capacity(ready.len());
+    for (trace, source, request, asked) in ready {
+        match candidate.run(trace, &source, request, asked).await {
+            Ok(done) => ran.push((trace, source, done)),
+            Err(why) => tally.skip(why),
+        }
+    }
+    for (trace, source, done) in ran {
+        tally.add(trace, &source, done);
     }
     Ok(())
+}
+
+/// One record, read: its source, its request, and what its stages asked the host.
+fn one<'a>(
+    candidate: &Candidate,
+    plain: &'a Bytes,
+    bytes: &[u8],
+) -> Result<(Source<'a>, Request, Vec<Asked>), String> {
+    let source = record::source(plain)?;
+    let body = match &source.body {
+        Cow::Borrowed(body) => plain.slice_ref(body.as_bytes()),
+        Cow::Owned(body) => Bytes::copy_from_slice(body.as_bytes()),
+    };
+    let request = candidate.read(&source, body)?;
+    let asked = match candidate.asks() {
+        true => {
+            let sessions = record::recorded(bytes)?.sessions.into_iter();
+            sessions.flat_map(|session| session.asked).collect()
+        }
+        false => Vec::new(),
+    };
+    Ok((source, request, asked))
 }

@@ -1,7 +1,7 @@
 //! A candidate: the input and output stages of a config, loaded to be run over what was kept of past
 //! requests. Its models, rollouts and monitors are not: a model's answer is the one that was given.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use millgate_sandbox::{CallContext, Direction, MemoryServices, Sandbox, Tape, tape::Asked};
@@ -47,8 +47,6 @@ pub(crate) struct Ran {
     pub changed: Vec<(u32, String)>,
     /// The answer's texts that stages changed.
     pub left: Vec<(u32, Channel, String)>,
-    /// Time in the stages and what is between them.
-    pub micros: u64,
 }
 
 impl Candidate {
@@ -127,41 +125,53 @@ impl Candidate {
         best.map(|(_, pipeline)| pipeline)
     }
 
+    /// Reads a request; `body` is the source's. Inside: why it cannot be.
+    pub(crate) fn read(&self, source: &Source<'_>, body: Bytes) -> Result<Request, String> {
+        let request = Request::parse(ApiRequest {
+            endpoint: source.endpoint,
+            body,
+            tenant: (*source.tenant).into(),
+            language: (*source.language).into(),
+        });
+        request.map_err(|error| {
+            format!(
+                "its request cannot be read by this version: {}",
+                error.message
+            )
+        })
+    }
+
     /// Runs a request's stages, and its answer's. Inside: why it cannot be.
     pub(crate) async fn run(
         &self,
         trace: TraceId,
-        source: &mut Source,
+        source: &Source<'_>,
+        mut request: Request,
         asked: Vec<Asked>,
     ) -> Result<Ran, String> {
-        let pipeline = self.pipeline_for(&source.model).ok_or_else(|| {
-            format!("no pipeline of the candidate serves `{}`", source.model)
-        })?;
+        let pipeline = self
+            .pipeline_for(&source.model)
+            .ok_or_else(|| format!("no pipeline of the candidate serves `{}`", source.model))?;
         let tape = self.asks.then(|| Tape::playing(asked));
         let mut context = CallContext {
             trace_id: trace.to_string().into(),
-            tenant: source.tenant.as_str().into(),
-            model: source.model.as_str().into(),
-            language: source.language.as_str().into(),
+            tenant: request.tenant.clone(),
+            model: request.model.clone(),
+            language: request.language.clone(),
             now_ms: source.at_ms,
             seed: trace.seed(),
             tape: tape.clone(),
             ..CallContext::default()
         };
-        let input = pipeline.input.iter().map(|stage| stage.record(Place::Input));
-        let output = pipeline.output.iter().map(|stage| stage.record(Place::Output));
+        let input = pipeline
+            .input
+            .iter()
+            .map(|stage| stage.record(Place::Input));
+        let output = pipeline
+            .output
+            .iter()
+            .map(|stage| stage.record(Place::Output));
         let mut records: Vec<StageRecord> = input.chain(output).collect();
-        let request = Request::parse(ApiRequest {
-            endpoint: source.endpoint,
-            body: Bytes::from(std::mem::take(&mut source.body)),
-            tenant: context.tenant.clone(),
-            language: context.language.clone(),
-        });
-        let mut request = request.map_err(|error| {
-            format!("its request cannot be read by this version: {}", error.message)
-        })?;
-
-        let begun = Instant::now();
         let passed = run_input(&pipeline.input, &context, &mut request, &mut records).await;
         let changed = request.segments.iter().enumerate();
         let changed = changed
@@ -175,7 +185,6 @@ impl Candidate {
             records,
             stopped: passed.err().map(|(finish, _)| finish),
             left: Vec::new(),
-            micros: 0,
         };
         if let (None, Some(heard)) = (ran.stopped, &source.answer) {
             context.direction = Direction::Output;
@@ -194,7 +203,6 @@ impl Candidate {
                 ran.stopped = stopped.then_some(Finish::Blocked);
             }
         }
-        ran.micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         match tape.and_then(|tape| tape.missed()) {
             Some(function) => Err(format!(
                 "a stage asks the host what no stage asked it then ({function}), and a backtest asks no model and no state"
@@ -208,7 +216,7 @@ type Placed = [(usize, Arc<LoadedStage>)];
 
 /// An upstream's answer through the stages: one chain for each text of each choice. Whether a stage
 /// stopped it.
-async fn strands(heard: &Heard, placed: &Placed, context: &CallContext, ran: &mut Ran) -> bool {
+async fn strands(heard: &Heard<'_>, placed: &Placed, context: &CallContext, ran: &mut Ran) -> bool {
     struct Strand {
         key: (u32, Channel),
         chain: Chain,
@@ -254,7 +262,7 @@ async fn strands(heard: &Heard, placed: &Placed, context: &CallContext, ran: &mu
     for mut strand in strands {
         strand.chain.record(&mut ran.records);
         let (choice, channel) = strand.key;
-        if strand.text != heard.whole(choice, channel) {
+        if !heard.is(choice, channel, &strand.text) {
             ran.left.push((choice, channel, strand.text));
         }
     }
@@ -262,12 +270,14 @@ async fn strands(heard: &Heard, placed: &Placed, context: &CallContext, ran: &mu
 }
 
 /// A local model's answer through the stages. Whether a stage stopped it.
-async fn outlets(heard: &Heard, placed: &Placed, context: &CallContext, ran: &mut Ran) -> bool {
+async fn outlets(heard: &Heard<'_>, placed: &Placed, context: &CallContext, ran: &mut Ran) -> bool {
     let form = heard.form.unwrap_or_default();
     let mut choices: Vec<(u32, Outlet, String)> = Vec::new();
     let mut stopped = false;
     for (piece, text) in heard.pieces() {
-        let known = choices.iter().position(|(choice, ..)| *choice == piece.choice);
+        let known = choices
+            .iter()
+            .position(|(choice, ..)| *choice == piece.choice);
         let index = known.unwrap_or_else(|| {
             let outlet = Outlet::new(form, placed.to_vec(), context);
             choices.push((piece.choice, outlet, String::new()));
@@ -294,7 +304,7 @@ async fn outlets(heard: &Heard, placed: &Placed, context: &CallContext, ran: &mu
     }
     for (choice, mut outlet, left) in choices {
         outlet.record(&mut ran.records);
-        if left != heard.whole(choice, Channel::Content) {
+        if !heard.is(choice, Channel::Content, &left) {
             ran.left.push((choice, Channel::Content, left));
         }
     }

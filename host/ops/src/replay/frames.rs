@@ -38,7 +38,6 @@ pub fn read_frames(mut bytes: &[u8]) -> Option<Vec<(TraceId, Vec<u8>)>> {
 }
 
 /// A frame's record, as [`read_frames`] gives it.
-#[must_use]
 pub fn open_frame(mut raw: Vec<u8>) -> Opened {
     if raw.is_empty() {
         return Err("an empty frame".to_owned());

@@ -143,25 +143,29 @@ impl Player {
             Ok(bytes) => bytes,
             Err(why) => return Ok(impossible(why)),
         };
-        let read = record::source(&bytes).and_then(|source| Ok((source, record::recorded(&bytes)?)));
-        let (source, recorded) = match read {
+        let read =
+            record::source_bytes(&bytes).and_then(|plain| Ok((plain, record::recorded(&bytes)?)));
+        let (plain, recorded) = match read {
             Ok(read) => read,
             Err(why) => return Ok(impossible(why)),
         };
-        self.play(trace, &source, &recorded).await
+        match record::source(&plain) {
+            Ok(source) => self.play(trace, &source, &recorded).await,
+            Err(why) => Ok(impossible(why)),
+        }
     }
 
     async fn play(
         &self,
         trace: TraceId,
-        source: &Source,
+        source: &Source<'_>,
         recorded: &Recorded,
     ) -> Result<ReplayReport> {
         let context = CallContext {
             trace_id: trace.to_string().into(),
-            tenant: source.tenant.as_str().into(),
-            model: source.model.as_str().into(),
-            language: source.language.as_str().into(),
+            tenant: (*source.tenant).into(),
+            model: (*source.model).into(),
+            language: (*source.language).into(),
             now_ms: source.at_ms,
             seed: trace.seed(),
             ..CallContext::default()
@@ -207,7 +211,11 @@ impl Player {
                 then.extend(bytes_of(&call.outcome));
             }
             match self.stage(&taped.identity)? {
-                Ok(stage) => report.replay(&stage, &context, session, *count, &mut now).await,
+                Ok(stage) => {
+                    report
+                        .replay(&stage, &context, session, *count, &mut now)
+                        .await
+                }
                 Err(why) => report.fail(why),
             }
         }
@@ -227,9 +235,10 @@ impl Player {
             trace,
             outcome,
             why,
-            config: Some((source.generation, source.config.clone())),
+            config: Some((source.generation, source.config.to_string())),
             digest_then: Some(Digest::of(&then).to_string()),
-            digest_now: (outcome != ReplayOutcome::Impossible).then(|| Digest::of(&now).to_string()),
+            digest_now: (outcome != ReplayOutcome::Impossible)
+                .then(|| Digest::of(&now).to_string()),
             stages,
         })
     }
@@ -280,7 +289,10 @@ impl Player {
 
     /// The plugin of this digest, if it is one of the binary's own.
     fn first_party(&self, digest: &str) -> Option<Vec<u8>> {
-        let named = self.plugins.names().filter_map(|name| self.plugins.named(name));
+        let named = self
+            .plugins
+            .names()
+            .filter_map(|name| self.plugins.named(name));
         let mut own = named.filter(|bytes| Digest::of(bytes).to_string() == digest);
         own.next().map(<[u8]>::to_vec)
     }

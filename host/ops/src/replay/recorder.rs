@@ -4,10 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use millgate_sandbox::{
-    Tape,
-    tape::Recorded,
-};
+use millgate_sandbox::{Tape, tape::Recorded};
 
 use super::record::{Heard, Source, then};
 use crate::{
@@ -31,7 +28,7 @@ pub(crate) struct Recorder {
     config: std::sync::Arc<str>,
     departed: bool,
     changed: Vec<(u32, String)>,
-    heard: Heard,
+    heard: Heard<'static>,
     left: BTreeMap<(u32, Channel), String>,
     bytes: usize,
 }
@@ -41,7 +38,7 @@ pub(crate) struct Job {
     pub id: TraceId,
     /// Whose content it is, as the vault knows them.
     pub subject: String,
-    pub source: Source,
+    pub source: Source<'static>,
     pub recorded: Recorded,
 }
 
@@ -50,7 +47,11 @@ impl Job {
     pub(crate) fn bytes(&self) -> usize {
         // The tape has each text once for every stage.
         2 * self.source.body.len()
-            + 2 * self.source.answer.as_ref().map_or(0, |heard| heard.text.len())
+            + 2 * self
+                .source
+                .answer
+                .as_ref()
+                .map_or(0, |heard| heard.text.len())
             + 1024
     }
 }
@@ -135,7 +136,10 @@ impl Recorder {
     /// Something left for the client.
     pub(crate) fn left(&mut self, choice: u32, channel: Channel, text: &str) {
         if self.bytes <= MAX_BYTES {
-            self.left.entry((choice, channel)).or_default().push_str(text);
+            self.left
+                .entry((choice, channel))
+                .or_default()
+                .push_str(text);
         }
     }
 
@@ -147,22 +151,22 @@ impl Recorder {
         }
         let mut heard = self.heard;
         for ((choice, channel), text) in self.left {
-            if heard.whole(choice, channel) != text {
+            if !heard.is(choice, channel, &text) {
                 heard.left.push((choice, channel, text));
             }
         }
         let answered = !heard.pieces.is_empty() || !heard.ended.is_empty();
         let source = Source {
             at_ms: trace.at_ms,
-            tenant: trace.tenant.to_string(),
-            model: trace.model.to_string(),
-            language: self.language,
+            tenant: trace.tenant.to_string().into(),
+            model: trace.model.to_string().into(),
+            language: self.language.into(),
             endpoint: self.endpoint,
-            pipeline: trace.pipeline.to_string(),
+            pipeline: trace.pipeline.to_string().into(),
             generation: trace.generation,
-            config: self.config.to_string(),
+            config: self.config.to_string().into(),
             finish: trace.finish,
-            body: String::from_utf8(self.body.to_vec()).ok()?,
+            body: String::from_utf8(self.body.to_vec()).ok()?.into(),
             departed: self.departed,
             changed: self.changed,
             stages: then(trace),

@@ -135,7 +135,9 @@ impl InputStore {
             .name("millgate-inputs".into())
             .spawn(work);
         let thread = thread.map_err(|error| {
-            Error::Refused(format!("the thread that keeps inputs did not start: {error}"))
+            Error::Refused(format!(
+                "the thread that keeps inputs did not start: {error}"
+            ))
         })?;
         *inputs.writer.lock() = Some(Writer { jobs, thread });
         Ok(inputs)
@@ -487,7 +489,13 @@ impl InputStore {
         if self.store.get(&name)?.is_none() {
             self.blobs.put(wasm)?;
             let recipe = String::from_utf8_lossy(&stage.recipe().to_json()).into_owned();
-            self.put_recipe(&name, &KeptRecipe { used_ms: now_ms, recipe })?;
+            self.put_recipe(
+                &name,
+                &KeptRecipe {
+                    used_ms: now_ms,
+                    recipe,
+                },
+            )?;
         }
         self.stamp(stage.identity(), now_ms)
     }
@@ -525,9 +533,8 @@ impl InputStore {
         let kept = serde_json::from_slice::<KeptRecipe>(&value).ok();
         let kept = kept.filter(|kept| Recipe::identity_of(kept.recipe.as_bytes()) == identity);
         let recipe = kept.and_then(|kept| serde_json::from_str::<Recipe>(&kept.recipe).ok());
-        Ok(recipe.ok_or_else(|| {
-            format!("what is kept of its config is not {identity}: it was changed")
-        }))
+        Ok(recipe
+            .ok_or_else(|| format!("what is kept of its config is not {identity}: it was changed")))
     }
 
     /// The bytes of a plugin that was kept.
@@ -538,7 +545,9 @@ impl InputStore {
 
     /// Removes the recipes that no record can need any more, with their plugins.
     fn sweep_recipes(&self, now_ms: u64, age_ms: u64) -> Result<()> {
-        let all = self.store.scan_prefix(RECIPE, Order::Ascending, usize::MAX)?;
+        let all = self
+            .store
+            .scan_prefix(RECIPE, Order::Ascending, usize::MAX)?;
         let read = |value: &[u8]| {
             let kept: KeptRecipe = serde_json::from_slice(value).ok()?;
             let recipe: Recipe = serde_json::from_str(&kept.recipe).ok()?;
@@ -597,4 +606,167 @@ fn less(number: &AtomicU64, by: u64) {
     let _ = number.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
         Some(now.saturating_sub(by))
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        answer::Channel,
+        replay::record::{Heard, Source},
+        request::Endpoint,
+        trace::Finish,
+    };
+    use millgate_sandbox::tape::Recorded;
+    use millgate_store::MemoryStore;
+
+    struct Place {
+        folder: tempfile::TempDir,
+        store: Arc<dyn Store>,
+        inputs: Arc<InputStore>,
+    }
+
+    fn place() -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let inputs = open(folder.path(), &store);
+        Place {
+            folder,
+            store,
+            inputs,
+        }
+    }
+
+    fn open(folder: &std::path::Path, store: &Arc<dyn Store>) -> Arc<InputStore> {
+        let blobs = Arc::new(Blobs::open(folder.join("blobs")).unwrap());
+        InputStore::serve(store.clone(), blobs, folder.to_owned(), &Metrics::new()).unwrap()
+    }
+
+    fn job(at_ms: u64, tenant: &str, text: &str) -> Job {
+        let mut heard = Heard::default();
+        heard.push(0, Channel::Content, text);
+        Job {
+            id: TraceId::new(at_ms),
+            subject: subject(tenant, ""),
+            source: Source {
+                at_ms,
+                tenant: tenant.to_owned().into(),
+                model: "m".into(),
+                language: "".into(),
+                endpoint: Endpoint::Chat,
+                pipeline: "p".into(),
+                generation: 1,
+                config: "sha256:00".into(),
+                finish: Finish::Stop,
+                body: "{}".into(),
+                departed: true,
+                changed: Vec::new(),
+                stages: Vec::new(),
+                answer: Some(heard),
+            },
+            recorded: Recorded::default(),
+        }
+    }
+
+    fn text_of(inputs: &InputStore, id: TraceId) -> Result<String, String> {
+        let bytes = inputs.get(id).unwrap()?;
+        let plain = record::source_bytes(&bytes)?;
+        Ok(record::source(&plain)?.answer.unwrap().text.into_owned())
+    }
+
+    #[test]
+    fn what_was_kept_is_there_in_another_process_and_pages_come_newest_first() {
+        let Place {
+            folder,
+            store,
+            inputs,
+        } = place();
+        let jobs: Vec<Job> = (1..=10)
+            .map(|at| job(at, "t", &format!("text {at}")))
+            .collect();
+        let ids: Vec<TraceId> = jobs.iter().map(|job| job.id).collect();
+        jobs.into_iter().for_each(|job| inputs.keep(Some(job)));
+        inputs.close();
+        drop(inputs);
+        let inputs = open(folder.path(), &store);
+        assert_eq!(inputs.count(), 10);
+        assert!(inputs.bytes() > 0);
+        assert_eq!(text_of(&inputs, ids[3]).unwrap(), "text 4");
+        let range = InputRange {
+            since_ms: Some(3),
+            until_ms: Some(9),
+        };
+        assert_eq!(inputs.count_in(range, u64::MAX).unwrap(), 6);
+        let (first, next) = inputs.ids(range, None, 4).unwrap();
+        assert_eq!(first, [ids[7], ids[6], ids[5], ids[4]]);
+        let page = inputs.page(range, next, 4).unwrap();
+        let rest: Vec<TraceId> = page.records.iter().map(|(id, _)| *id).collect();
+        assert_eq!((rest, page.next), (vec![ids[3], ids[2]], None));
+    }
+
+    #[test]
+    fn what_was_changed_or_moved_is_refused() {
+        let Place { store, inputs, .. } = place();
+        let (one, two) = (job(1, "t", "one"), job(2, "t", "two"));
+        let (a, b) = (one.id, two.id);
+        inputs.keep(Some(one));
+        inputs.keep(Some(two));
+        inputs.close();
+        let sealed = store.get(&key(OF, a)).unwrap().unwrap();
+        store.put(&key(OF, b), &sealed).unwrap();
+        assert!(
+            text_of(&inputs, b)
+                .unwrap_err()
+                .contains("belongs to another")
+        );
+        let mut other = sealed.clone();
+        *other.last_mut().unwrap() ^= 1;
+        store.put(&key(OF, a), &other).unwrap();
+        assert!(text_of(&inputs, a).unwrap_err().contains("changed"));
+        store.put(&key(OF, a), &sealed).unwrap();
+        assert_eq!(text_of(&inputs, a).unwrap(), "one");
+    }
+
+    #[test]
+    fn the_oldest_go_first_large_ones_with_their_blobs_and_erased_ones_are_gone() {
+        let Place {
+            folder,
+            store: _store,
+            inputs,
+        } = place();
+        // Text that does not compress to less than a record may have in the store.
+        let large: String = (0..400_000).map(|_| rand::random::<char>()).collect();
+        let (old, mid, new) = (
+            job(1_000, "a", &large),
+            job(2_000, "a", "mid"),
+            job(9_000, "b", "new"),
+        );
+        let ids = [old.id, mid.id, new.id];
+        [old, mid, new]
+            .into_iter()
+            .for_each(|job| inputs.keep(Some(job)));
+        inputs.close();
+        let blobs = Blobs::open(folder.path().join("blobs")).unwrap();
+        assert_eq!(blobs.digests().unwrap().len(), 1);
+        assert_eq!(text_of(&inputs, ids[0]).unwrap(), large);
+        let mut config = TracesConfig::default();
+        config.inputs_max_age.0 = std::time::Duration::from_secs(7);
+        assert_eq!(inputs.enforce(&config, 8_500, None).unwrap(), 1);
+        assert_eq!(blobs.digests().unwrap().len(), 0);
+        assert!(
+            text_of(&inputs, ids[0])
+                .unwrap_err()
+                .contains("inputs-max-age")
+        );
+        assert_eq!(text_of(&inputs, ids[1]).unwrap(), "mid");
+        // Never longer than their traces.
+        let oldest = TraceId::first_at(3_000);
+        assert_eq!(inputs.enforce(&config, 8_500, Some(oldest)).unwrap(), 1);
+        assert_eq!(inputs.count(), 1);
+        assert_eq!(inputs.erase("b", None).unwrap(), 1);
+        assert!(text_of(&inputs, ids[2]).unwrap_err().contains("erased"));
+        config.inputs_max_bytes.0 = 0;
+        assert_eq!(inputs.enforce(&config, 8_500, None).unwrap(), 1);
+        assert_eq!((inputs.count(), inputs.bytes()), (0, 0));
+    }
 }

@@ -227,11 +227,17 @@ impl Tally {
         *self.skipped.entry(why).or_default() += 1;
     }
 
-    /// A request that was run. `body` is its body, for examples.
-    pub(crate) fn add(&mut self, trace: TraceId, source: &Source, ran: Ran, body: Option<&str>) {
+    /// A request that was run.
+    pub(crate) fn add(&mut self, trace: TraceId, source: &Source<'_>, ran: Ran) {
         self.traces += 1;
-        self.from_ms = Some(self.from_ms.map_or(source.at_ms, |from| from.min(source.at_ms)));
-        self.until_ms = Some(self.until_ms.map_or(source.at_ms, |until| until.max(source.at_ms)));
+        self.from_ms = Some(
+            self.from_ms
+                .map_or(source.at_ms, |from| from.min(source.at_ms)),
+        );
+        self.until_ms = Some(
+            self.until_ms
+                .map_or(source.at_ms, |until| until.max(source.at_ms)),
+        );
 
         let (then_end, now_end) = (end_then(source), end_now(&ran));
         *self.ends.entry((then_end, now_end)).or_default() += 1;
@@ -253,14 +259,13 @@ impl Tally {
                 .stages
                 .iter()
                 .find(|then| *then.stage == *record.stage && then.place == record.place);
-            self.stage(trace, source, then, Some(record), body);
+            self.stage(trace, source, then, Some(record));
         }
         for then in &source.stages {
-            let now = |record: &&StageRecord| {
-                *record.stage == *then.stage && record.place == then.place
-            };
+            let now =
+                |record: &&StageRecord| *record.stage == *then.stage && record.place == then.place;
             if !ran.records.iter().any(|record| now(&record)) {
-                self.stage(trace, source, Some(then), None, body);
+                self.stage(trace, source, Some(then), None);
             }
         }
     }
@@ -268,14 +273,13 @@ impl Tally {
     fn stage(
         &mut self,
         trace: TraceId,
-        source: &Source,
-        then: Option<&Then>,
+        source: &Source<'_>,
+        then: Option<&Then<'_>>,
         now: Option<&StageRecord>,
-        body: Option<&str>,
     ) {
         let (name, place) = match (then, now) {
             (_, Some(now)) => (&*now.stage, now.place),
-            (Some(then), None) => (then.stage.as_str(), then.place),
+            (Some(then), None) => (&*then.stage, then.place),
             (None, None) => return,
         };
         let known = self
@@ -290,10 +294,7 @@ impl Tally {
             return;
         };
         tally.add(then, now);
-        let verdicts = (
-            then.map(|then| then.verdict),
-            now.map(|now| now.verdict),
-        );
+        let verdicts = (then.map(|then| then.verdict), now.map(|now| now.verdict));
         if !flips(verdicts.0, verdicts.1) {
             return;
         }
@@ -311,7 +312,7 @@ impl Tally {
                 == (&flip.stage, flip.place, flip.then, flip.now)
         });
         if alike.count() < self.keep.examples {
-            let (bytes, text) = looked_at(source, place, body);
+            let (bytes, text) = looked_at(source, place);
             self.examples.push(Example {
                 flip: flip.clone(),
                 findings: now.map(findings).unwrap_or_default(),
@@ -355,7 +356,8 @@ impl Tally {
 
     /// The whole.
     pub(crate) fn report(mut self, seconds: f64, threads: usize) -> BacktestReport {
-        self.flips.sort_by(|a, b| b.trace.cmp(&a.trace).then_with(|| a.stage.cmp(&b.stage)));
+        self.flips
+            .sort_by(|a, b| b.trace.cmp(&a.trace).then_with(|| a.stage.cmp(&b.stage)));
         self.flips.truncate(self.keep.flips);
         // Each thread kept a few of each kind.
         self.examples.sort_by(|a, b| {
@@ -408,11 +410,11 @@ impl StageTally {
         }
     }
 
-    fn add(&mut self, then: Option<&Then>, now: Option<&StageRecord>) {
+    fn add(&mut self, then: Option<&Then<'_>>, now: Option<&StageRecord>) {
         let micros = |micros: u64| u32::try_from(micros).unwrap_or(u32::MAX);
         if let Some(then) = then {
             if self.plugin_then.as_deref() != Some(&*then.plugin) {
-                self.plugin_then = Some(then.plugin.clone());
+                self.plugin_then = Some(then.plugin.to_string());
             }
             if then.verdict != StageVerdict::NotRun {
                 let did = &mut self.then;
@@ -503,7 +505,10 @@ fn spread(mut micros: Vec<u32>) -> Spread {
 
 /// Whether an output stage ran.
 fn ran_output(ran: &Ran) -> bool {
-    let mut outputs = ran.records.iter().filter(|record| record.place == Place::Output);
+    let mut outputs = ran
+        .records
+        .iter()
+        .filter(|record| record.place == Place::Output);
     outputs.any(|record| record.verdict != StageVerdict::NotRun)
 }
 
@@ -516,10 +521,13 @@ fn end_of(gravest: StageVerdict, changed: bool) -> End {
     }
 }
 
-fn end_then(source: &Source) -> End {
+fn end_then(source: &Source<'_>) -> End {
     let verdicts = || source.stages.iter().map(|then| then.verdict);
     let gravest = verdicts().max().unwrap_or(StageVerdict::Pass);
-    let left = source.answer.as_ref().is_some_and(|heard| !heard.left.is_empty());
+    let left = source
+        .answer
+        .as_ref()
+        .is_some_and(|heard| !heard.left.is_empty());
     match end_of(gravest, !source.changed.is_empty() || left) {
         End::Blocked | End::Rejected if gravest > StageVerdict::Regenerate => {
             end_of(gravest, false)
@@ -550,38 +558,32 @@ fn end_now(ran: &Ran) -> End {
 }
 
 fn findings(record: &StageRecord) -> Vec<String> {
-    let shown = record.findings.iter().take(8).map(|finding| match finding.span {
-        Some(span) => format!("{} at {}..{}", finding.rule, span.start, span.end),
-        None => finding.rule.clone(),
-    });
+    let shown = record
+        .findings
+        .iter()
+        .take(8)
+        .map(|finding| match finding.span {
+            Some(span) => format!("{} at {}..{}", finding.rule, span.start, span.end),
+            None => finding.rule.clone(),
+        });
     shown.collect()
 }
 
 /// The text that a place looks at: its bytes, and all of it.
-fn looked_at(source: &Source, place: Place, body: Option<&str>) -> (u64, String) {
+fn looked_at(source: &Source<'_>, place: Place) -> (u64, String) {
     let text = match place {
-        Place::Output => source.answer.as_ref().map(|heard| heard.text.clone()),
-        _ => body.map(|body| request_text(source, body)),
+        Place::Output => source.answer.as_ref().map(|heard| heard.text.to_string()),
+        _ => Some(request_text(source)),
     };
     let text = text.unwrap_or_default();
-    let bytes = match place {
-        Place::Output => text.len() as u64,
-        _ => source
-            .stages
-            .iter()
-            .filter(|then| then.place == Place::Input)
-            .map(|then| then.passed)
-            .max()
-            .unwrap_or(text.len() as u64),
-    };
-    (bytes, text)
+    (text.len() as u64, text)
 }
 
 /// The texts of a request, one after the other.
-fn request_text(source: &Source, body: &str) -> String {
+fn request_text(source: &Source<'_>) -> String {
     let request = crate::request::Request::parse(crate::request::ApiRequest {
         endpoint: source.endpoint,
-        body: bytes::Bytes::copy_from_slice(body.as_bytes()),
+        body: bytes::Bytes::copy_from_slice(source.body.as_bytes()),
         tenant: "".into(),
         language: "".into(),
     });

@@ -28,12 +28,18 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
         |cx: Cx<'_>, (request,): (CompletionRequest,)| -> Later<'_, Completion> {
             let asked = request.clone();
             let model = request.model.clone();
-            answer(cx, "inference.complete", asked, &model, |shared: Arc<Shared>, tenant: Arc<str>| async move {
-                let name = &shared.spec.name;
-                let completion = shared.services.complete(name, &tenant, request).await?;
-                let (read, written) = (completion.prompt_tokens, completion.completion_tokens);
-                Ok((completion, u64::from(read) + u64::from(written)))
-            })
+            answer(
+                cx,
+                "inference.complete",
+                asked,
+                &model,
+                |shared: Arc<Shared>, tenant: Arc<str>| async move {
+                    let name = &shared.spec.name;
+                    let completion = shared.services.complete(name, &tenant, request).await?;
+                    let (read, written) = (completion.prompt_tokens, completion.completion_tokens);
+                    Ok((completion, u64::from(read) + u64::from(written)))
+                },
+            )
         },
     )?;
     inference.func_wrap_async(
@@ -41,11 +47,18 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
         |cx: Cx<'_>, (model, texts): (String, Vec<String>)| -> Later<'_, Vec<Vec<f32>>> {
             let asked = (model.clone(), texts.clone());
             let of = model.clone();
-            answer(cx, "inference.embed", asked, &of, |shared: Arc<Shared>, tenant: Arc<str>| async move {
-                let name = &shared.spec.name;
-                let (vectors, read) = shared.services.embed(name, &tenant, &model, texts).await?;
-                Ok((vectors, u64::from(read)))
-            })
+            answer(
+                cx,
+                "inference.embed",
+                asked,
+                &of,
+                |shared: Arc<Shared>, tenant: Arc<str>| async move {
+                    let name = &shared.spec.name;
+                    let (vectors, read) =
+                        shared.services.embed(name, &tenant, &model, texts).await?;
+                    Ok((vectors, u64::from(read)))
+                },
+            )
         },
     )?;
     inference.func_wrap_async(
@@ -53,12 +66,18 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
         |cx: Cx<'_>, (model, text): (String, String)| -> Later<'_, Vec<f64>> {
             let asked = (model.clone(), text.clone());
             let of = model.clone();
-            answer(cx, "inference.score", asked, &of, |shared: Arc<Shared>, tenant: Arc<str>| async move {
-                let name = &shared.spec.name;
-                let scores = shared.services.score(name, &tenant, &model, text).await?;
-                let read = scores.len() as u64 + 1;
-                Ok((scores, read))
-            })
+            answer(
+                cx,
+                "inference.score",
+                asked,
+                &of,
+                |shared: Arc<Shared>, tenant: Arc<str>| async move {
+                    let name = &shared.spec.name;
+                    let scores = shared.services.score(name, &tenant, &model, text).await?;
+                    let read = scores.len() as u64 + 1;
+                    Ok((scores, read))
+                },
+            )
         },
     )
 }
