@@ -3,12 +3,14 @@
 
 use http::header::HeaderValue;
 use http::{HeaderMap, Method, Response, StatusCode};
+use hyper::body::Incoming;
 use millgate_ops::replay::{InputRange, MEDIA_TYPE, write_frame};
 use millgate_ops::{ApiError, Platform, TraceId};
 use serde_json::json;
 
 use crate::answer;
 use crate::body::AnswerBody;
+use crate::read;
 use crate::service::{Shared, bearer, loading};
 use crate::traces::{blocking, pairs};
 
@@ -16,6 +18,8 @@ use crate::traces::{blocking, pairs};
 const NEXT_HEADER: &str = "x-millgate-next";
 /// How many records there are in the range, on the first page.
 const TOTAL_HEADER: &str = "x-millgate-total";
+/// The most bytes of a body that is read, and not looked at.
+const MAX_BODY: u64 = 64 << 10;
 /// The most bytes of a page of records; one record may be larger.
 const PAGE_BYTES: usize = 8 << 20;
 
@@ -42,13 +46,15 @@ pub(crate) fn target(path: &str) -> Option<Target<'_>> {
     }
 }
 
-/// Answers one of the routes. They take no body.
+/// Answers one of the routes. They need no body, but what comes is read, so that the connection can be
+/// used again.
 pub(crate) async fn answer(
     shared: &Shared,
     method: &Method,
     path: &str,
     query: Option<&str>,
     headers: &HeaderMap,
+    body: Incoming,
 ) -> Response<AnswerBody> {
     let Some(target) = target(path) else {
         return answer::no_such_path(path);
@@ -67,6 +73,9 @@ pub(crate) async fn answer(
     let platform = &ready.platform;
     if let Err(error) = platform.check_operator(bearer(headers)) {
         return answer::closing(answer::of_error(&error));
+    }
+    if let Err(answer) = read::json_body(headers, body, MAX_BODY).await {
+        return answer;
     }
     let query = query.unwrap_or_default();
     let done = match target {

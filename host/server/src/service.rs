@@ -153,6 +153,7 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
                 path,
                 parts.uri.query(),
                 &parts.headers,
+                body,
             )
             .await,
         ),

@@ -265,7 +265,7 @@ mod tests {
             at_ms: 5,
             tenant: "t".into(),
             model: "m".into(),
-            language: String::new(),
+            language: "".into(),
             endpoint: Endpoint::Chat,
             pipeline: "p".into(),
             generation: 3,
