@@ -131,7 +131,7 @@ def test_what_cannot_be_replayed_says_why(millgate, upstream):
     without = ask(server, CARD)[0]
     code, found = replay(server, without)
     assert code == 2 and "traces.inputs" in found["replays"][0]["why"], found
-    status, _, answer = server.request("POST", "/api/v1/traces/" + "0" * 32 + "/replay", b"")
+    status, _, answer = server.request("POST", "/api/v1/traces/" + "0" * 32 + "/replay", b"", JSON)
     assert status == 404, answer
     assert server.request("GET", f"/api/v1/traces/{keep}/replay")[0] == 405
     assert server.request("DELETE", "/api/v1/inputs")[0] == 400
