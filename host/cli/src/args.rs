@@ -34,6 +34,10 @@ pub enum Command {
     /// The records of past requests
     #[command(subcommand)]
     Traces(TracesCommand),
+    /// Runs the stages of past requests again and says whether they decide the same
+    Replay(ReplayArgs),
+    /// Runs the stages of another config over past requests and says what would change
+    Backtest(BacktestArgs),
     /// Looks at plugins, runs them, publishes them, pulls them, keeps them up to date
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -261,6 +265,8 @@ pub enum TracesCommand {
     List(TracesListArgs),
     /// One trace: what each stage was given, its verdict and its time
     Show(TracesShowArgs),
+    /// Erases what is kept of a tenant's requests for replays, or of one end user's
+    EraseInputs(TracesEraseArgs),
 }
 
 /// Where traces are read from.
@@ -314,6 +320,91 @@ pub struct TracesListArgs {
 pub struct TracesShowArgs {
     /// The trace's id, as in the answer's `x-millgate-trace` header
     pub id: String,
+    #[command(flatten)]
+    pub source: TracesSource,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct TracesEraseArgs {
+    /// Whose requests; `default` where the config names no tenants
+    #[arg(long, value_name = "NAME")]
+    pub tenant: String,
+    /// Only those of this end user: the `safety_identifier` or the `user` of the requests
+    #[arg(long, value_name = "ID")]
+    pub user: Option<String>,
+    #[command(flatten)]
+    pub source: TracesSource,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  millgate replay 019a5c21f0aa2b4c88e1d9036f1c7a5d
+  millgate replay --all --since 24h --order random
+
+Requests whose inputs are kept (`traces.inputs = \"on\"`) can be replayed. Exit codes: 0, every call gave the same bytes;
+1, some gave others; 2, some could not be made again.")]
+pub struct ReplayArgs {
+    /// Traces by their ids
+    #[arg(value_name = "TRACE", required_unless_present = "all")]
+    pub traces: Vec<String>,
+    /// All traces whose inputs are kept
+    #[arg(long, conflicts_with = "traces")]
+    pub all: bool,
+    /// Only those that arrived in the last `30m`, `24h`, `7d`
+    #[arg(long, value_name = "TIME", requires = "all")]
+    pub since: Option<String>,
+    /// At most this many, the newest
+    #[arg(long, value_name = "N", requires = "all")]
+    pub limit: Option<usize>,
+    /// In which order they are replayed
+    #[arg(long, value_enum, default_value_t = OrderName::Newest)]
+    pub order: OrderName,
+    #[command(flatten)]
+    pub source: TracesSource,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OrderName {
+    /// The newest first
+    Newest,
+    /// The oldest first
+    Oldest,
+    /// By chance
+    Random,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  millgate backtest --config new.toml --since 7d
+  millgate backtest --config new.toml --html report.html --show-text
+
+The stages of the candidate run over requests whose inputs were kept (`traces.inputs = \"on\"`), and over the answers
+that were given then. No model is asked.")]
+pub struct BacktestArgs {
+    /// The candidate's config file
+    #[arg(long, short, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Requests that arrived in the last `30m`, `24h`, `7d` [default: all that are kept]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// At most this many requests, the newest
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Threads that run stages [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Examples of each kind of change
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub examples: usize,
+    /// Show the texts of the examples; without it only their sizes
+    #[arg(long)]
+    pub show_text: bool,
+    /// Also write a report with charts, one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Use nothing but what stands in the lock beside the config, and ask no registry
+    #[arg(long)]
+    pub locked: bool,
     #[command(flatten)]
     pub source: TracesSource,
 }

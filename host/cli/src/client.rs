@@ -80,6 +80,33 @@ impl Client {
         json_of(response)
     }
 
+    /// `DELETE`s, and gets JSON.
+    pub fn delete(&self, path: &str) -> Result<Value, ClientError> {
+        let mut request = self.agent.delete(format!("{}{path}", self.base));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        json_of(request.call().map_err(|error| self.failure(error))?)
+    }
+
+    /// `GET`s bytes, with the headers that came with them.
+    pub fn get_bytes(&self, path: &str) -> Result<(Vec<u8>, ureq::http::HeaderMap), ClientError> {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let mut response = request.call().map_err(|error| self.failure(error))?;
+        if response.status().as_u16() >= 400 {
+            json_of(response)?;
+            return Err(ClientError::Other(anyhow!(
+                "the server refused without a word"
+            )));
+        }
+        let headers = response.headers().clone();
+        let body = response.body_mut().with_config().limit(256 << 20);
+        Ok((body.read_to_vec().map_err(anyhow::Error::from)?, headers))
+    }
+
     /// `POST`s JSON and gets JSON.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
         let mut request = self

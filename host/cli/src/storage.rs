@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use millgate_ops::replay::InputStore;
 use millgate_ops::{Generations, Traces};
 use millgate_store::audit::{self, AuditError, AuditReport};
-use millgate_store::{Blobs, SledOptions, SledStore, Store};
+use millgate_store::{AuditLog, Blobs, SledOptions, SledStore, Store};
 
 /// A data folder's store.
 pub struct Storage {
@@ -39,6 +40,30 @@ impl Storage {
     /// The generations in it.
     pub fn generations(&self) -> Result<Generations> {
         Ok(Generations::open(self.store.clone(), &self.data)?)
+    }
+
+    /// What is kept of requests for replays.
+    pub fn inputs(&self) -> Result<Arc<InputStore>> {
+        let blobs = Arc::new(Blobs::open(self.data.join("blobs"))?);
+        Ok(InputStore::open(
+            self.store.clone(),
+            blobs,
+            self.data.clone(),
+        )?)
+    }
+
+    /// Erases what is kept of the requests of a tenant, or of one of its end users; audited.
+    pub fn erase_inputs(&self, tenant: &str, user: Option<&str>) -> Result<u64> {
+        let audit = AuditLog::open(self.store.clone(), self.data.join("audit.key"))?;
+        let keys = self.inputs()?.erase(tenant, user)?;
+        let of = if user.is_some() {
+            "an end user"
+        } else {
+            "the tenant"
+        };
+        let body = serde_json::json!({ "keys": keys, "of": of });
+        audit.append("cli", "inputs.erased", &format!("tenant:{tenant}"), body)?;
+        Ok(keys)
     }
 
     /// Checks the audit log in it. The log is not opened for writing, which a damaged one would refuse before the

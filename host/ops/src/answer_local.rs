@@ -7,6 +7,7 @@ use futures::{Stream as _, stream::BoxStream};
 use millgate_infer::{self as infer, Token};
 
 use crate::{
+    answer::Channel,
     chain::Flow,
     error::ApiError,
     flight::Flight,
@@ -94,6 +95,9 @@ impl LocalAnswer {
                 false => self.model.generate(request.clone())?,
             };
             let placed = self.flight.placed_output();
+            if let Some(recorder) = self.flight.recorder() {
+                recorder.form(self.asked.form);
+            }
             self.choices.push(LocalChoice {
                 events: Some(events),
                 request,
@@ -218,6 +222,9 @@ impl LocalAnswer {
                 },
             );
         }
+        if let Some(recorder) = self.flight.recorder() {
+            recorder.heard(index as u32, Channel::Content, &token.text);
+        }
         let mut out = Vec::new();
         let flow = choice.outlet.push(&token.text, &mut out).await;
         self.release(index, out);
@@ -244,6 +251,9 @@ impl LocalAnswer {
                 return self.stop(index, Finish::Error, error).await;
             }
         };
+        if let Some(recorder) = self.flight.recorder() {
+            recorder.ended(index as u32);
+        }
         let mut out = Vec::new();
         let flow = choice.outlet.finish(&mut out).await;
         self.release(index, out);
@@ -277,6 +287,7 @@ impl LocalAnswer {
                     if text.is_empty() && tokens.is_empty() {
                         continue;
                     }
+                    note_left(&mut self.flight, number, &text);
                     self.flight.leaves(number, &text);
                     self.pending.push_back(Event::Delta(Delta {
                         choice: number,
@@ -285,9 +296,11 @@ impl LocalAnswer {
                     }));
                 }
                 Out::Call { index: call, name } => {
-                    if choice.new_part(call_text(&name)).is_empty() {
+                    let head = choice.new_part(call_text(&name));
+                    if head.is_empty() {
                         continue;
                     }
+                    note_left(&mut self.flight, number, &head);
                     let id = format!("call_{}_{number}_{call}", self.flight.trace.id);
                     self.pending.push_back(Event::ToolCall(ToolCallStart {
                         choice: number,
@@ -301,6 +314,7 @@ impl LocalAnswer {
                     if text.is_empty() {
                         continue;
                     }
+                    note_left(&mut self.flight, number, &text);
                     self.flight.leaves_beside(&text);
                     self.pending.push_back(Event::ToolArguments {
                         choice: number,
@@ -347,6 +361,9 @@ impl LocalAnswer {
 
         // The stages forget what was taken back: they get the kept text again from its beginning.
         // What they let out of it has left already, and must be the same.
+        if let Some(recorder) = self.flight.recorder() {
+            recorder.again(index as u32, &choice.source);
+        }
         choice.outlet.restart(&self.flight.context);
         let mut out = Vec::new();
         let flow = choice.outlet.push(&choice.source, &mut out).await;
@@ -505,12 +522,19 @@ impl LocalChoice {
     }
 }
 
+/// Notes what leaves, calls of tools included: in the order that it leaves in.
+fn note_left(flight: &mut Flight, choice: u32, text: &str) {
+    if let Some(recorder) = flight.recorder() {
+        recorder.left(choice, Channel::Content, text);
+    }
+}
+
 /// What a call's beginning is in the account of what has left.
 fn call_text(name: &str) -> String {
     format!("\0{name}\0")
 }
 
-fn text_of(out: &Out) -> String {
+pub(crate) fn text_of(out: &Out) -> String {
     match out {
         Out::Text(released) => released.text.clone(),
         Out::Call { name, .. } => call_text(name),

@@ -57,8 +57,25 @@ fn uncovered(flight: &mut Flight, bytes: u64) {
     }
 }
 
+/// Notes what the model said.
+fn heard(flight: &mut Flight, choice: u32, channel: Channel, text: &str) {
+    if let Some(recorder) = flight.recorder() {
+        recorder.heard(choice, channel, text);
+    }
+}
+
+/// Notes that a choice is complete.
+fn ended(flight: &mut Flight, choice: u32) {
+    if let Some(recorder) = flight.recorder() {
+        recorder.ended(choice);
+    }
+}
+
 /// Notes text that leaves.
 fn leaves(flight: &mut Flight, choice: u32, channel: Channel, text: &str) {
+    if let Some(recorder) = flight.recorder() {
+        recorder.left(choice, channel, text);
+    }
     match channel {
         Channel::Content | Channel::Text => flight.leaves(choice, text),
         _ => flight.leaves_beside(text),
@@ -141,7 +158,9 @@ async fn check_whole(
         }
         uncovered(flight, choice.uncovered);
         let mut changed = false;
+        ended(flight, choice.index);
         for found in &choice.texts {
+            heard(flight, choice.index, found.channel, &found.text);
             let mut out = Released::default();
             let strand = strands.of(flight, choice.index, found.channel);
             let mut flow = strand
@@ -364,7 +383,11 @@ impl UpstreamAnswer {
         let mut worth = false;
         let mut clean = true;
         let mut released: Vec<(Channel, String)> = Vec::new();
+        if choice.finish.is_some() {
+            ended(&mut self.flight, choice.index);
+        }
         for found in &choice.texts {
+            heard(&mut self.flight, choice.index, found.channel, &found.text);
             let mut out = Released::default();
             let strand = self.strands.of(&self.flight, choice.index, found.channel);
             let held_nothing = strand.chain.holds_nothing();

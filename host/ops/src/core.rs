@@ -8,6 +8,7 @@ use millgate_store::AuditLog;
 use crate::{
     metrics::{Counter, Metrics},
     pipeline::Generation,
+    replay::InputStore,
     shadow::ShadowQueue,
     traces::Traces,
 };
@@ -16,6 +17,7 @@ use crate::{
 pub(crate) struct Core {
     pub generation: ArcSwap<Generation>,
     pub traces: Traces,
+    pub inputs: Arc<InputStore>,
     pub metrics: Metrics,
     pub audit: Arc<AuditLog>,
     /// Stages that run after the answers.
@@ -30,6 +32,7 @@ impl Core {
     pub(crate) fn new(
         generation: Generation,
         traces: Traces,
+        inputs: Arc<InputStore>,
         metrics: Metrics,
         audit: Arc<AuditLog>,
     ) -> Arc<Self> {
@@ -38,6 +41,7 @@ impl Core {
             shadows: ShadowQueue::new(),
             generation: ArcSwap::from_pointee(generation),
             traces,
+            inputs,
             refused: metrics.counter(
                 "millgate_requests_refused_total",
                 "Requests that came to no pipeline: malformed, or for an unknown model.",

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use millgate_sandbox::{ArmRole, Label};
+use millgate_sandbox::{ArmRole, CallContext, Label};
 
 use crate::{
     answer_local::LocalAnswer,
@@ -20,6 +20,7 @@ use crate::{
     response::{Body, Event, Response},
     responses,
     shadow::Tapped,
+    stage::LoadedStage,
     trace::{Finish, Place, StageRecord, StageVerdict},
 };
 
@@ -85,7 +86,10 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
         .ok_or_else(|| refused(ApiError::unknown_model(&request.model)))?;
     let mut flight = Flight::new(core.clone(), generation, pipeline, &request);
 
-    if let Err((finish, error)) = run_input(&mut flight, &mut request).await {
+    let pipeline = flight.pipeline.clone();
+    let records = &mut flight.trace.stages;
+    let passed = run_input(&pipeline.input, &flight.context, &mut request, records).await;
+    if let Err((finish, error)) = passed {
         return Err(flight.fail(finish, error).await);
     }
     let arm = route(&mut flight, &request).await;
@@ -173,14 +177,15 @@ pub(crate) async fn handle(core: &Arc<Core>, request: ApiRequest) -> Result<Resp
     })
 }
 
-/// Runs the input stages in order. Those whose verdict does not count get to see the request later,
-/// as it stands at their place now.
-async fn run_input(flight: &mut Flight, request: &mut Request) -> Result<(), (Finish, ApiError)> {
-    let pipeline = flight.pipeline.clone();
-    for (index, stage) in pipeline.input.iter().enumerate() {
-        let Some(record) = flight.trace.stages.get_mut(index) else {
-            continue;
-        };
+/// Runs input stages in order. Those whose verdict does not count get to see the request later, as
+/// it stands at their place now. `records` begins with theirs.
+pub(crate) async fn run_input(
+    stages: &[Arc<LoadedStage>],
+    context: &CallContext,
+    request: &mut Request,
+    records: &mut [StageRecord],
+) -> Result<(), (Finish, ApiError)> {
+    for (stage, record) in stages.iter().zip(records) {
         // Only validation looks at the body.
         let body = match stage.validates {
             true => request.current_body(),
@@ -199,7 +204,7 @@ async fn run_input(flight: &mut Flight, request: &mut Request) -> Result<(), (Fi
             uncovered: request.uncovered,
             segments: &mut request.segments,
         };
-        checks::request(stage, &flight.context, asked, record).await?;
+        checks::request(stage, context, asked, record).await?;
     }
     Ok(())
 }

@@ -11,11 +11,12 @@ use crate::{
     after::After,
     canary::Outcome,
     chain::Placed,
-    config::{Durability, Sticky, Texts},
+    config::{Durability, Inputs, Sticky, Texts},
     core::Core,
     error::ApiError,
     id::{TraceId, now_ms},
     pipeline::{Generation, Pipeline},
+    replay::Recorder,
     request::Request,
     response::Usage,
     shadow,
@@ -39,6 +40,7 @@ pub(crate) struct Flight {
     pub deadline: Instant,
     ended: bool,
     capture: Option<Box<Capture>>,
+    recorder: Option<Box<Recorder>>,
 }
 
 /// Texts that somebody wants after the end.
@@ -73,6 +75,7 @@ impl Flight {
             language: request.language.clone(),
             now_ms: at_ms,
             seed: id.seed(),
+            tape: None,
         };
         let mut stages = Vec::with_capacity(pipeline.input.len() + pipeline.output.len() + 1);
         stages.extend(
@@ -131,8 +134,10 @@ impl Flight {
             deadline,
             ended: false,
             capture: None,
+            recorder: None,
         };
         flight.plan_capture(request);
+        flight.plan_recording(request);
         flight
     }
 
@@ -158,6 +163,21 @@ impl Flight {
                 ..Capture::default()
             }));
         }
+    }
+
+    /// Decides whether this request is recorded.
+    fn plan_recording(&mut self, request: &Request) {
+        let config = &self.generation.config.traces;
+        if config.inputs == Inputs::On && self.trace.id.in_share(config.inputs_share) {
+            let recorder = Recorder::new(request, self.generation.digest.to_string().into());
+            self.context.tape = Some(recorder.tape());
+            self.recorder = Some(Box::new(recorder));
+        }
+    }
+
+    /// Where the answer is recorded, if it is: as the model gives it, and as it leaves.
+    pub(crate) fn recorder(&mut self) -> Option<&mut Recorder> {
+        self.recorder.as_deref_mut()
     }
 
     /// The records of the output stages begin here.
@@ -200,6 +220,9 @@ impl Flight {
         }
         self.context.direction = Direction::Output;
         self.context.role = self.core.assistant.clone();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.departs(request);
+        }
         if let Some(capture) = &mut self.capture {
             let said = request
                 .segments
@@ -237,7 +260,7 @@ impl Flight {
 
     /// Whether anything reads the answer's text after the end.
     pub(crate) fn wants_text(&self) -> bool {
-        self.capture.is_some()
+        self.capture.is_some() || self.recorder.is_some()
     }
 
     pub(crate) fn set_usage(&mut self, usage: Usage) {
@@ -314,6 +337,9 @@ impl Flight {
             message: error.message.clone(),
         });
         let commit = self.core.traces.append(&self.trace);
+        if let Some(recorder) = self.recorder.take() {
+            self.core.inputs.keep(recorder.finish(&self.trace));
+        }
         self.pipeline.metrics.count(&self.trace);
         let stages = self.pipeline.input.iter().chain(&self.pipeline.output);
         for (stage, record) in stages.zip(&self.trace.stages) {
@@ -377,7 +403,11 @@ impl Flight {
             core: self.core.clone(),
             pipeline: self.pipeline.clone(),
             trace: self.trace.clone(),
-            context: self.context.clone(),
+            // What is asked after the answer is no part of what is kept of it.
+            context: CallContext {
+                tape: None,
+                ..self.context.clone()
+            },
             shadows,
             scores,
         };

@@ -39,6 +39,7 @@ mod plan;
 mod platform;
 mod plugins;
 mod raw;
+pub mod replay;
 pub mod request;
 pub mod response;
 mod responses;

@@ -19,17 +19,19 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     canary::Canary,
     config::{
-        Config, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure, PipelineConfig,
-        StageConfig, StageMode,
+        Config, Inputs, IsolationConfig, Load, ModelConfig, MonitoringConfig, OnFailure,
+        PipelineConfig, StageConfig, StageMode,
     },
     error::{Error, Result},
     generations::{self, StagePin},
+    id::now_ms,
     local::LocalModel,
     metrics::Metrics,
     model::Backend,
     operate::Loaded,
     pipeline::{Deployment, Evaluation, Generation, Pipeline, PipelineMetrics, ReadyArm},
     platform::Environment,
+    replay::InputStore,
     rollout::Rollout,
     services::HostServices,
     shelf::Shelf,
@@ -62,6 +64,7 @@ pub(crate) struct Loader<'a> {
     pub store: &'a Arc<dyn Store>,
     pub metrics: &'a Metrics,
     pub shelf: &'a Arc<Shelf>,
+    pub inputs: &'a InputStore,
 }
 
 impl Loader<'_> {
@@ -130,6 +133,9 @@ impl Loader<'_> {
                     LoadedStage::new(made, self.metrics, stage.mode, canary)
                 }
             };
+            if let (Inputs::On, Some(stage)) = (config.traces.inputs, loaded.sandboxed()) {
+                self.inputs.keep_recipe(&bytes, stage, now_ms())?;
+            }
             parts.stages.insert(name.clone(), (fingerprint, loaded));
             plugins.push(bytes);
         }

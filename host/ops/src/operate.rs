@@ -463,6 +463,7 @@ impl Inner {
             store: &self.store,
             metrics: &self.core.metrics,
             shelf: &self.shelf,
+            inputs: &self.core.inputs,
         }
     }
 

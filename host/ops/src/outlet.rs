@@ -3,6 +3,7 @@
 //! JSON, and the arguments of calls) they check the decoded texts one by one, so that it is JSON afterwards.
 
 use millgate_sandbox::CallContext;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     calls::{CallReader, Part},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// What a model's text is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Form {
     /// Its text is JSON.
     pub json: bool,

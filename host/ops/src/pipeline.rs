@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use millgate_sandbox::{DeploymentActor, MonitorActor};
+use millgate_sandbox::{DeploymentActor, MonitorActor, Stage};
 use millgate_store::Digest;
 
 use crate::{
@@ -65,6 +65,14 @@ pub(crate) struct ReadyArm {
 }
 
 impl Generation {
+    /// The stages on requests and answers.
+    pub(crate) fn sandboxed_stages(&self) -> impl Iterator<Item = &Stage> {
+        self.pipelines.iter().flat_map(|pipeline| {
+            let places = pipeline.input.iter().chain(&pipeline.output);
+            places.filter_map(|stage| stage.sandboxed())
+        })
+    }
+
     /// The pipeline for a model name: an exact name before a pattern, a longer pattern before a
     /// shorter one.
     pub(crate) fn pipeline_for(&self, model: &str) -> Option<&Arc<Pipeline>> {

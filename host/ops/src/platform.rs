@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Inputs},
     core::Core,
     error::{ApiError, Error, Result},
     executor, explain,
@@ -29,6 +29,7 @@ use crate::{
     pipeline::{Generation, Pipeline},
     plan::{self, Side},
     plugins::PluginSource,
+    replay::{InputStore, Player, ReplayReport},
     request::ApiRequest,
     response::Response,
     rollout::RolloutStatus,
@@ -81,6 +82,7 @@ pub(crate) struct Inner {
     pub(crate) sandbox: Sandbox,
     pub(crate) services: Arc<HostServices>,
     pub(crate) shelf: Arc<Shelf>,
+    pub(crate) player: Player,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) generations: Generations,
     pub(crate) environment: Environment,
@@ -147,7 +149,8 @@ impl Platform {
         let blobs = Arc::new(Blobs::open(data.join("blobs"))?);
         let audit = Arc::new(AuditLog::open(store.clone(), data.join("audit.key"))?);
         let metrics = Metrics::new();
-        let traces = Traces::open(store.clone(), blobs)?;
+        let traces = Traces::open(store.clone(), blobs.clone())?;
+        let inputs = InputStore::serve(store.clone(), blobs, data.clone(), &metrics)?;
         let alerts = AlertBook::open(store.clone(), metrics.clone())?;
         let services = Arc::new(HostServices::new(store.clone(), metrics.clone(), alerts));
 
@@ -159,6 +162,7 @@ impl Platform {
             store: &store,
             metrics: &metrics,
             shelf: &shelf,
+            inputs: &inputs,
         };
         let generations = Generations::open(store.clone(), data)?;
         let loaded = loader.load(candidate.config, &Parts::default())?;
@@ -171,7 +175,8 @@ impl Platform {
             "config",
             described(&generation),
         )?;
-        let core = Core::new(generation, traces, metrics, audit.clone());
+        let player = Player::new(sandbox.clone(), inputs.clone(), environment.plugins.clone());
+        let core = Core::new(generation, traces, inputs, metrics, audit.clone());
         let background = vec![
             AbortOnDropHandle::new(runtime.spawn(retention(core.clone()))),
             AbortOnDropHandle::new(runtime.spawn(sweep(shelf.clone()))),
@@ -187,6 +192,7 @@ impl Platform {
                 sandbox,
                 services,
                 shelf,
+                player,
                 store,
                 generations,
                 environment,
@@ -227,6 +233,44 @@ impl Platform {
         body: Bytes,
     ) -> Result<serde_json::Value, ApiError> {
         explain::trace(&self.inner.core, id, body).await
+    }
+
+    /// Runs the stages of a past request again, whose inputs were kept, and holds what they answer
+    /// against what they answered then.
+    ///
+    /// # Errors
+    /// What the operator gets: the store cannot be read.
+    pub async fn replay(&self, id: TraceId) -> Result<ReplayReport, ApiError> {
+        let (inner, runtime) = (self.inner.clone(), self.inner.runtime.clone());
+        // It reads from disk and may compile.
+        let work = move || runtime.block_on(inner.player.replay(id));
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(report)) => Ok(report),
+            Ok(Err(error)) => Err(ApiError::internal(error.to_string())),
+            Err(_) => Err(ApiError::internal("the replay was cut off")),
+        }
+    }
+
+    /// What is kept of requests for replays.
+    #[must_use]
+    pub fn inputs(&self) -> &Arc<InputStore> {
+        &self.inner.core.inputs
+    }
+
+    /// Erases what is kept of the requests of a tenant, or of one of its end users. Blocking:
+    /// durable and audited when it returns. Says how many keys there were.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn erase_inputs(&self, tenant: &str, user: Option<&str>, actor: &str) -> Result<u64> {
+        let keys = self.inner.core.inputs.erase(tenant, user)?;
+        // Whose they were is personal itself where it is an end user.
+        let body = json!({ "keys": keys, "of": if user.is_some() { "an end user" } else { "the tenant" } });
+        let subject = format!("tenant:{tenant}");
+        self.inner
+            .audit
+            .append(actor, "inputs.erased", &subject, body)?;
+        Ok(keys)
     }
 
     /// Names and bytes of the models with `load = "on-use"` that are loaded now.
@@ -355,6 +399,7 @@ impl Platform {
         self.inner
             .audit
             .append("millgate", "platform.stop", "config", json!({}))?;
+        self.inner.core.inputs.close();
         Ok(self.inner.store.flush()?)
     }
 }
@@ -542,11 +587,21 @@ async fn retention(core: Arc<Core>) {
         let core = core.clone();
         let swept = tokio::task::spawn_blocking(move || {
             let config = core.generation.load().config.clone();
-            core.traces.enforce(&config.traces, now_ms())
+            let removed = core.traces.enforce(&config.traces, now_ms())?;
+            if config.traces.inputs == Inputs::On {
+                for stage in core.generation.load().sandboxed_stages() {
+                    core.inputs.stamp(stage.identity(), now_ms())?;
+                }
+            }
+            let oldest = core.traces.oldest()?;
+            let inputs = core.inputs.enforce(&config.traces, now_ms(), oldest)?;
+            Ok::<_, Error>((removed, inputs))
         });
         match swept.await {
-            Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(removed)) => tracing::info!(removed, "old traces were removed"),
+            Ok(Ok((0, 0))) | Err(_) => {}
+            Ok(Ok((removed, inputs))) => {
+                tracing::info!(removed, inputs, "old traces and inputs were removed");
+            }
             Ok(Err(error)) => tracing::error!(%error, "old traces could not be removed"),
         }
     }

@@ -323,6 +323,11 @@ impl Request {
         splice.apply(&self.body)
     }
 
+    /// The body as it came; that of a chat, where it came as a response.
+    pub(crate) fn original_body(&self) -> Bytes {
+        self.body.clone()
+    }
+
     /// The body as the stages left it.
     pub(crate) fn current_body(&self) -> Bytes {
         self.upstream_body(None)

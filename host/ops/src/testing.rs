@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     model::{Backend, LanguageModel},
     pipeline::{Generation, Pipeline, PipelineMetrics, ReadyArm},
+    replay::InputStore,
     request::{ApiRequest, Endpoint},
     rollout::Rollout,
     stage::LoadedStage,
@@ -177,7 +178,9 @@ pub(crate) fn core_with(
     let folder = tempfile::tempdir().unwrap().keep();
     let audit = Arc::new(AuditLog::open(store.clone(), folder.join("audit.key")).unwrap());
     let metrics = Metrics::new();
-    let traces = Traces::open(store.clone(), Arc::new(Blobs::open(folder).unwrap())).unwrap();
+    let blobs = Arc::new(Blobs::open(folder.join("blobs")).unwrap());
+    let traces = Traces::open(store.clone(), blobs.clone()).unwrap();
+    let inputs = InputStore::serve(store.clone(), blobs, folder, &metrics).unwrap();
     let name: Arc<str> = "p".into();
     let pipeline = config.pipelines["p"].clone();
     let pipeline = Pipeline {
@@ -204,7 +207,7 @@ pub(crate) fn core_with(
         config: Arc::new(config),
         pipelines: vec![Arc::new(pipeline)],
     };
-    Core::new(generation, traces, metrics, audit)
+    Core::new(generation, traces, inputs, metrics, audit)
 }
 
 /// A core with the usual config.

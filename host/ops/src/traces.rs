@@ -185,6 +185,15 @@ impl Traces {
         self.count.load(Ordering::Relaxed)
     }
 
+    /// The oldest trace.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn oldest(&self) -> Result<Option<TraceId>> {
+        let first = self.range(Bound::Included(PREFIX), None, Order::Ascending, 1)?;
+        Ok(first.first().and_then(|(key, _)| id_of(key)))
+    }
+
     /// A page of traces, newest first.
     ///
     /// # Errors

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use wasmtime::component::{ComponentType, Lift, Lower};
 
+use crate::tape::Tape;
+
 /// Which way the text flows.
 #[derive(
     ComponentType, Lift, Lower, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default,
@@ -47,6 +49,8 @@ pub struct CallContext {
     pub now_ms: u64,
     /// A seed derived from the trace.
     pub seed: u64,
+    /// Where the calls are recorded, or what the host's functions are answered from.
+    pub tape: Option<Tape>,
 }
 
 impl Default for CallContext {
@@ -62,6 +66,7 @@ impl Default for CallContext {
             language: empty,
             now_ms: 0,
             seed: 0,
+            tape: None,
         }
     }
 }

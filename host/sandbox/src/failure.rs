@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::contract::types::StageError;
 
 /// A failed call. The instance that failed is gone; the caller applies the stage's
 /// [`FailurePolicy`](crate::FailurePolicy), and the next call gets a new instance.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// The plugin trapped. `message` holds its panic text where it left one, bounded and free of
     /// control characters.

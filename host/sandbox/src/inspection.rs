@@ -39,9 +39,11 @@ enum State {
 
 impl Inspection {
     pub(crate) fn new(stage: &Stage, context: &CallContext) -> Inspection {
+        let mut context = context.clone();
+        context.tape = (context.tape.as_ref()).map(|tape| tape.begin(&stage.inner.taped, &context));
         Inspection {
             stage: stage.inner.clone(),
-            context: context.clone(),
+            context,
             state: State::New,
             held: Held::default(),
         }
@@ -96,6 +98,9 @@ impl Inspection {
         }
         let answer = self.try_step(chunks, how).await;
         self.stage.count(&answer);
+        if let Some(tape) = &self.context.tape {
+            tape.inspected(chunks, &answer);
+        }
         if let Err(failure) = &answer {
             // The instance goes with the old state.
             self.state = State::Failed(failure.clone());

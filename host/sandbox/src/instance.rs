@@ -12,6 +12,7 @@ use crate::engine::ticks;
 use crate::exports::Lookup;
 use crate::failure::Failure;
 use crate::fault::{clip, scrub};
+use crate::imports::wasi::Wasi;
 use crate::permits::Permit;
 use crate::state::{CallState, OutOfMemory, Shared, bump};
 
@@ -87,7 +88,10 @@ impl Live {
 
     /// Who the next calls are for.
     pub(crate) fn set_context(&mut self, context: CallContext) {
-        self.store.data_mut().context = context;
+        let state = self.store.data_mut();
+        state.context = context;
+        // The clock and the random numbers follow this request, not those before it.
+        state.wasi = Wasi::default();
     }
 
     /// `configure` has been called: from here on it is an instance like any other.

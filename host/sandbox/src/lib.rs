@@ -33,6 +33,7 @@ mod services;
 mod spec;
 mod stage;
 mod state;
+pub mod tape;
 mod verify;
 
 pub use actor::{DeploymentActor, MonitorActor, MonitorOptions};
@@ -58,3 +59,4 @@ pub use sandbox::{Sandbox, SandboxOptions};
 pub use services::{Embedded, Services};
 pub use spec::{FailurePolicy, Grant, InferenceGrant, Isolation, Limits, StageSpec, StateGrant};
 pub use stage::{Stage, StageStats};
+pub use tape::Tape;

@@ -28,6 +28,7 @@ use crate::services::Services;
 use crate::spec::StageSpec;
 use crate::stage::{Stage, StageInner};
 use crate::state::{CallState, Counters, Shared};
+use crate::tape::{Recipe, TapedStage};
 use crate::{config, engine};
 
 /// How to set up a sandbox.
@@ -158,8 +159,18 @@ impl Sandbox {
             .try_out(&pre, &shared, mode, &plugin, |store, instance| {
                 check_types(store, instance, &exports)
             })?;
+        let recipe = Recipe {
+            plugin: info.digest.clone(),
+            spec: shared.spec.clone(),
+        };
+        let taped = TapedStage {
+            name: shared.spec.name.clone(),
+            identity: Recipe::identity_of(&recipe.to_json()),
+            plugin: info.digest.clone(),
+        };
         Ok(Stage {
             inner: Arc::new(StageInner {
+                taped,
                 engine: inner.engine.clone(),
                 permits: inner.permits.clone(),
                 shared,

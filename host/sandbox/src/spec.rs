@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// One stage: a plugin's config, grant and limits under a name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct StageSpec {
     /// The stage's name: `[stages.NAME]`.
     pub name: String,
@@ -98,7 +99,8 @@ pub struct InferenceGrant {
 }
 
 /// What a stage may use up. Sizes in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
 pub struct Limits {
     /// Linear memory, summed over the plugin's memories.
     pub memory: u64,

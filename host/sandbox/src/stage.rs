@@ -22,6 +22,7 @@ use crate::manifest::Manifest;
 use crate::permits::{Permits, Waiting};
 use crate::spec::{Isolation, StageSpec};
 use crate::state::{CallState, Shared, bump};
+use crate::tape::{Recipe, TapedStage};
 use crate::verify;
 
 /// A configured plugin. A clone is the same stage; any thread may call it.
@@ -36,6 +37,8 @@ pub(crate) struct StageInner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) manifest: Manifest,
     pub(crate) digest: String,
+    /// As it stands on a tape.
+    pub(crate) taped: TapedStage,
     pub(crate) image: Arc<Image>,
     pub(crate) exports: Exports,
     pub(crate) pre: InstancePre<CallState>,
@@ -98,6 +101,21 @@ impl Stage {
     #[must_use]
     pub fn spec(&self) -> &StageSpec {
         &self.inner.shared.spec
+    }
+
+    /// All that its answers depend on beside their input.
+    #[must_use]
+    pub fn recipe(&self) -> Recipe {
+        Recipe {
+            plugin: self.inner.digest.clone(),
+            spec: self.inner.shared.spec.clone(),
+        }
+    }
+
+    /// `sha256:HEX` of its [`Recipe`].
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.inner.taped.identity
     }
 
     /// What it has done so far.
@@ -313,6 +331,9 @@ impl StageInner {
         samples: &[Sample],
         how: Waiting,
     ) -> Result<Vec<Judgement>, Failure> {
+        let mut context = context.clone();
+        context.tape = (context.tape.as_ref()).map(|tape| tape.begin(&self.taped, &context));
+        let context = &context;
         let answer = async {
             let export = self
                 .exports
@@ -326,6 +347,9 @@ impl StageInner {
         }
         .await;
         self.count(&answer);
+        if let Some(tape) = &context.tape {
+            tape.validated(samples, &answer);
+        }
         answer
     }
 

@@ -14,12 +14,13 @@ pub(crate) enum Route {
     Models,
     Traces,
     Explain,
+    Inputs,
     Metrics,
     Health,
     Other,
 }
 
-const ROUTES: [(Route, &str); 10] = [
+const ROUTES: [(Route, &str); 11] = [
     (Route::Chat, "chat"),
     (Route::Completions, "completions"),
     (Route::Embeddings, "embeddings"),
@@ -27,6 +28,7 @@ const ROUTES: [(Route, &str); 10] = [
     (Route::Models, "models"),
     (Route::Traces, "traces"),
     (Route::Explain, "explain"),
+    (Route::Inputs, "inputs"),
     (Route::Metrics, "metrics"),
     (Route::Health, "health"),
     (Route::Other, "other"),

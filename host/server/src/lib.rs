@@ -14,6 +14,7 @@ mod counters;
 mod embeddings;
 mod explain;
 mod health;
+mod inputs;
 mod logprobs;
 mod operate;
 mod read;

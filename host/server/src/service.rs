@@ -17,7 +17,7 @@ use millgate_ops::{ApiError, ApiRequest, Endpoint, Platform, TraceId};
 use crate::answer;
 use crate::body::AnswerBody;
 use crate::counters::{Counters, Route};
-use crate::{explain, health, operate, read, traces};
+use crate::{explain, health, inputs, operate, read, traces};
 
 /// What all connections share.
 #[derive(Default)]
@@ -144,6 +144,18 @@ async fn dispatch(shared: &Shared, request: Request<Incoming>) -> (Route, Respon
         _ if explain::target(path).is_some() => (
             Route::Explain,
             explain::answer(shared, &parts.method, path, &parts.headers, body).await,
+        ),
+        _ if inputs::target(path).is_some() => (
+            Route::Inputs,
+            inputs::answer(
+                shared,
+                &parts.method,
+                path,
+                parts.uri.query(),
+                &parts.headers,
+                body,
+            )
+            .await,
         ),
         _ if let Some(operation) = operate::operation(path) => (
             Route::Other,

@@ -28,22 +28,25 @@ pub(crate) async fn show(platform: &Platform, id: &str) -> Response<AnswerBody> 
         Ok(id) => id,
         Err(error) => return answer::of_error(&ApiError::invalid(format!("{error}"), Some("id"))),
     };
-    let traces = platform.traces().clone();
+    let (traces, inputs) = (platform.traces().clone(), platform.inputs().clone());
     let found = blocking(move || {
         let Some(trace) = traces.get(id)? else {
             return Ok(None);
         };
         let texts = traces.texts(&trace)?;
-        Ok(Some((trace, texts)))
+        Ok(Some((trace, texts, inputs.has(id)?)))
     });
     match found.await {
-        Ok(Some((trace, None))) => answer::json(&trace),
-        Ok(Some((trace, Some((input, output))))) => {
+        Ok(Some((trace, texts, inputs))) => {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let mut value = json!(trace);
             if let Some(object) = value.as_object_mut() {
-                object.insert("input_text".into(), text(&input).into());
-                object.insert("output_text".into(), text(&output).into());
+                // Whether it can be replayed.
+                object.insert("inputs".into(), inputs.into());
+                if let Some((input, output)) = texts {
+                    object.insert("input_text".into(), text(&input).into());
+                    object.insert("output_text".into(), text(&output).into());
+                }
             }
             answer::json(&value)
         }
@@ -57,7 +60,7 @@ pub(crate) async fn show(platform: &Platform, id: &str) -> Response<AnswerBody> 
 }
 
 /// The store reads from disk: not on a thread that serves the network.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> millgate_ops::Result<T> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
@@ -69,9 +72,7 @@ async fn blocking<T: Send + 'static>(
 
 fn filter_of(query: &str) -> Result<TraceFilter, ApiError> {
     let mut filter = TraceFilter::default();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = decode(value);
+    for (name, value) in pairs(query) {
         let bad = |wanted: &str| {
             ApiError::invalid(
                 format!("`{name}` must be {wanted}, not `{value}`"),
@@ -118,6 +119,15 @@ fn filter_of(query: &str) -> Result<TraceFilter, ApiError> {
         }
     }
     Ok(filter)
+}
+
+/// The names and the values of a query string.
+pub(crate) fn pairs(query: &str) -> impl Iterator<Item = (&str, String)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (name, decode(value))
+    })
 }
 
 /// A value of a query string: `+` is a space, `%41` is `A`.

@@ -24,6 +24,7 @@ mod digest;
 mod disk;
 mod error;
 mod memory;
+mod seal;
 mod store;
 mod watch;
 
@@ -35,5 +36,6 @@ pub use digest::Digest;
 pub use disk::{SledOptions, SledStats, SledStore};
 pub use error::{Error, Result};
 pub use memory::MemoryStore;
+pub use seal::{SealError, Vault};
 pub use store::{Order, Pair, Store, prefix_end};
 pub use watch::{WATCH_QUEUE, Watch, WatchEvent};

@@ -91,6 +91,8 @@ fn as_json(args: &BenchStageArgs, seen: &StageBench, native: Option<(f64, f64)>)
         "isolation_p50_us": seen.isolation_p50_us,
         "five_stages_ratio": seen.five_stages_ratio,
         "isolation_p99_us": seen.isolation_p99_us,
+        "one_thread": seen.one_thread,
+        "two_threads": seen.two_threads,
         "two_threads_ratio": seen.two_threads / seen.one_thread,
         "parts": {
             "instance": pair(&seen.parts.instance),

@@ -1,6 +1,8 @@
 //! One file for each command.
 
 mod audit;
+mod backtest;
+mod backtest_page;
 mod bundle;
 mod chat;
 mod check;
@@ -11,6 +13,7 @@ mod keys;
 mod model;
 mod plugin;
 mod quickstart;
+mod replay;
 mod serve;
 mod traces;
 
@@ -33,6 +36,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Chat(args) => chat::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Traces(command) => traces::run(command),
+        Command::Replay(args) => replay::run(args),
+        Command::Backtest(args) => backtest::run(args),
         Command::Plugin(command) => plugin::run(command),
         Command::Keys(command) => keys::run(command),
         Command::Bundle(command) => bundle::run(command),

@@ -8,7 +8,7 @@ use millgate_ops::trace::{StageVerdict, Trace};
 use millgate_ops::{TraceFilter, TraceId};
 use serde_json::{Value, json};
 
-use crate::args::{TracesCommand, TracesListArgs, TracesShowArgs, TracesSource};
+use crate::args::{TracesCommand, TracesEraseArgs, TracesListArgs, TracesShowArgs, TracesSource};
 use crate::client::{Client, ClientError, query};
 use crate::storage::Storage;
 use crate::{folders, words};
@@ -17,6 +17,7 @@ pub fn run(command: TracesCommand) -> Result<ExitCode> {
     match command {
         TracesCommand::List(args) => list(args),
         TracesCommand::Show(args) => show(args),
+        TracesCommand::EraseInputs(args) => erase(args),
     }
 }
 
@@ -95,8 +96,13 @@ fn show(args: TracesShowArgs) -> Result<ExitCode> {
     let value = match asked(&args.source, &format!("/api/v1/traces/{id}"))? {
         Some(value) => value,
         None => {
-            let found = storage(&args.source)?.traces()?.get(id)?;
-            json!(found.with_context(|| format!("there is no trace {id}"))?)
+            let storage = storage(&args.source)?;
+            let found = storage.traces()?.get(id)?;
+            let mut value = json!(found.with_context(|| format!("there is no trace {id}"))?);
+            if let Some(object) = value.as_object_mut() {
+                object.insert("inputs".into(), storage.inputs()?.has(id)?.into());
+            }
+            value
         }
     };
     if args.source.json {
@@ -104,12 +110,46 @@ fn show(args: TracesShowArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let texts = ["input_text", "output_text"].map(|name| value.get(name).cloned());
+    let inputs = value.get("inputs").and_then(Value::as_bool);
     let trace: Trace = serde_json::from_value(value)
         .context("the trace cannot be read; is the server of another version?")?;
     print!("{}", describe(&trace));
+    if inputs == Some(true) {
+        println!("its inputs are kept: millgate replay {id}");
+    }
     for (title, text) in ["request", "answer"].iter().zip(texts) {
         if let Some(Value::String(text)) = text {
             println!("\n{title}\n  {}", text.replace('\n', "\n  "));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn erase(args: TracesEraseArgs) -> Result<ExitCode> {
+    let path = format!(
+        "/api/v1/inputs{}",
+        query(&[
+            ("tenant", Some(args.tenant.clone())),
+            ("user", args.user.clone())
+        ])?
+    );
+    let client = Client::new(&args.source.server, args.source.key.clone());
+    let keys = match client.delete(&path) {
+        Ok(value) => value.get("keys").and_then(Value::as_u64).unwrap_or(0),
+        Err(ClientError::NoServer(_)) => {
+            storage(&args.source)?.erase_inputs(&args.tenant, args.user.as_deref())?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if args.source.json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&json!({ "keys": keys }))?
+        );
+    } else {
+        match keys {
+            0 => println!("nothing is kept of them"),
+            keys => println!("erased: nobody can read it any more ({keys} keys)"),
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -233,7 +273,7 @@ fn asked(source: &TracesSource, path: &str) -> Result<Option<Value>> {
     }
 }
 
-fn storage(source: &TracesSource) -> Result<Storage> {
+pub(super) fn storage(source: &TracesSource) -> Result<Storage> {
     Storage::open(&folders::data(source.data.data.clone())).with_context(|| {
         format!(
             "there is no server at {}, and its data cannot be read directly",

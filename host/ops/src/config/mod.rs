@@ -398,6 +398,15 @@ pub struct TracesConfig {
     /// How many traces are kept.
     #[schemars(range(min = 1))]
     pub max_count: u64,
+    /// Whether the inputs of the stages are kept, sealed, so that requests can be replayed.
+    pub inputs: Inputs,
+    /// The share of requests whose inputs are kept, 0 to 1; which ones follows from the trace's id.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub inputs_share: f64,
+    /// How long inputs are kept; never longer than their traces.
+    pub inputs_max_age: Time,
+    /// How much disk the inputs may take, sealed; the oldest go first.
+    pub inputs_max_bytes: ByteSize,
 }
 
 impl Default for TracesConfig {
@@ -407,6 +416,10 @@ impl Default for TracesConfig {
             texts: Texts::Off,
             max_age: Time(Duration::from_secs(30 * 86_400)),
             max_count: 1_000_000,
+            inputs: Inputs::Off,
+            inputs_share: 1.0,
+            inputs_max_age: Time(Duration::from_secs(7 * 86_400)),
+            inputs_max_bytes: ByteSize(1 << 30),
         }
     }
 }
@@ -430,6 +443,17 @@ pub enum Texts {
     #[default]
     Off,
     /// What the model was given and what it answered, as the stages left them.
+    On,
+}
+
+/// Whether the inputs of the stages are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Inputs {
+    /// They are not.
+    #[default]
+    Off,
+    /// Requests and answers from before any stage, and each call of a stage, sealed.
     On,
 }
 

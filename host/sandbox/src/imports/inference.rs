@@ -7,12 +7,15 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use wasmtime::StoreContextMut;
 use wasmtime::component::Linker;
 
 use crate::contract::inference::{Completion, CompletionRequest};
 use crate::contract::types::StageError;
 use crate::state::{CallState, Shared};
+use crate::tape;
 
 type Answer<T> = wasmtime::Result<(Result<T, StageError>,)>;
 type Cx<'a> = StoreContextMut<'a, CallState>;
@@ -23,60 +26,96 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
     inference.func_wrap_async(
         "complete",
         |cx: Cx<'_>, (request,): (CompletionRequest,)| -> Later<'_, Completion> {
-            let admitted = admit(&cx, &request.model);
-            Box::new(async move {
-                let (shared, tenant) = match admitted {
-                    Ok(admitted) => admitted,
-                    Err(error) => return Ok((Err(error),)),
-                };
-                let name = &shared.spec.name;
-                let answer = shared.services.complete(name, &tenant, request).await;
-                if let Ok(completion) = &answer {
+            let asked = request.clone();
+            let model = request.model.clone();
+            answer(
+                cx,
+                "inference.complete",
+                asked,
+                &model,
+                |shared: Arc<Shared>, tenant: Arc<str>| async move {
+                    let name = &shared.spec.name;
+                    let completion = shared.services.complete(name, &tenant, request).await?;
                     let (read, written) = (completion.prompt_tokens, completion.completion_tokens);
-                    shared
-                        .budget
-                        .spend(u64::from(read) + u64::from(written), Instant::now());
-                }
-                Ok((answer,))
-            })
+                    Ok((completion, u64::from(read) + u64::from(written)))
+                },
+            )
         },
     )?;
     inference.func_wrap_async(
         "embed",
         |cx: Cx<'_>, (model, texts): (String, Vec<String>)| -> Later<'_, Vec<Vec<f32>>> {
-            let admitted = admit(&cx, &model);
-            Box::new(async move {
-                let (shared, tenant) = match admitted {
-                    Ok(admitted) => admitted,
-                    Err(error) => return Ok((Err(error),)),
-                };
-                let name = &shared.spec.name;
-                let answer = shared.services.embed(name, &tenant, &model, texts).await;
-                if let Ok((_, read)) = &answer {
-                    shared.budget.spend(u64::from(*read), Instant::now());
-                }
-                Ok((answer.map(|(vectors, _)| vectors),))
-            })
+            let asked = (model.clone(), texts.clone());
+            let of = model.clone();
+            answer(
+                cx,
+                "inference.embed",
+                asked,
+                &of,
+                |shared: Arc<Shared>, tenant: Arc<str>| async move {
+                    let name = &shared.spec.name;
+                    let (vectors, read) =
+                        shared.services.embed(name, &tenant, &model, texts).await?;
+                    Ok((vectors, u64::from(read)))
+                },
+            )
         },
     )?;
     inference.func_wrap_async(
         "score",
         |cx: Cx<'_>, (model, text): (String, String)| -> Later<'_, Vec<f64>> {
-            let admitted = admit(&cx, &model);
-            Box::new(async move {
-                let (shared, tenant) = match admitted {
-                    Ok(admitted) => admitted,
-                    Err(error) => return Ok((Err(error),)),
-                };
-                let name = &shared.spec.name;
-                let answer = shared.services.score(name, &tenant, &model, text).await;
-                if let Ok(scores) = &answer {
-                    shared.budget.spend(scores.len() as u64 + 1, Instant::now());
-                }
-                Ok((answer,))
-            })
+            let asked = (model.clone(), text.clone());
+            let of = model.clone();
+            answer(
+                cx,
+                "inference.score",
+                asked,
+                &of,
+                |shared: Arc<Shared>, tenant: Arc<str>| async move {
+                    let name = &shared.spec.name;
+                    let scores = shared.services.score(name, &tenant, &model, text).await?;
+                    let read = scores.len() as u64 + 1;
+                    Ok((scores, read))
+                },
+            )
         },
     )
+}
+
+/// The answer on the call's tape, or the model's, which the tape then has. `ask` also gives the
+/// tokens that it used.
+fn answer<'a, T, F>(
+    cx: Cx<'_>,
+    function: &'static str,
+    asked: impl Serialize + Send + Sync + 'a,
+    model: &str,
+    ask: impl FnOnce(Arc<Shared>, Arc<str>) -> F + Send + 'a,
+) -> Later<'a, T>
+where
+    T: Serialize + DeserializeOwned + Send + Sync + 'a,
+    F: Future<Output = Result<(T, u64), StageError>> + Send + 'a,
+{
+    let tape = cx.data().context.tape.clone();
+    match tape::played(tape.as_ref(), function, &asked) {
+        Ok(None) => {}
+        Ok(Some(answer)) => return Box::new(std::future::ready(Ok((answer,)))),
+        Err(error) => return Box::new(std::future::ready(Err(error))),
+    }
+    let admitted = admit(&cx, model);
+    Box::new(async move {
+        let answer = match admitted {
+            Ok((shared, tenant)) => match ask(shared.clone(), tenant).await {
+                Ok((value, used)) => {
+                    shared.budget.spend(used, Instant::now());
+                    Ok(value)
+                }
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        tape::told(tape.as_ref(), function, &asked, &answer);
+        Ok((answer,))
+    })
 }
 
 /// Whether the stage may ask this model now, and for which tenant it does.

@@ -1,10 +1,13 @@
 //! `state.wit`: the stage's own key-value space. Grant: `state`.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use wasmtime::StoreContextMut;
 use wasmtime::component::Linker;
 
 use crate::contract::types::{ErrorKind, StageError};
 use crate::state::{CallState, Shared};
+use crate::tape;
 
 /// The most bytes of a key.
 const KEY: usize = 512;
@@ -20,36 +23,62 @@ pub(super) fn link(linker: &mut Linker<CallState>) -> wasmtime::Result<()> {
     state.func_wrap(
         "get",
         |cx: Cx<'_>, (key,): (String,)| -> Answer<Option<Vec<u8>>> {
-            Ok((space(&cx, &key).and_then(|(s, stage, _)| s.services.state_get(stage, &key)),))
+            answer(&cx, "state.get", &key, || {
+                space(&cx, &key).and_then(|(s, stage, _)| s.services.state_get(stage, &key))
+            })
         },
     )?;
     state.func_wrap(
         "set",
         |cx: Cx<'_>, (key, value): (String, Vec<u8>)| -> Answer<()> {
-            Ok((space(&cx, &key)
-                .and_then(|(s, stage, limit)| s.services.state_set(stage, &key, &value, limit)),))
+            answer(&cx, "state.set", &(&key, &value), || {
+                let (s, stage, limit) = space(&cx, &key)?;
+                s.services.state_set(stage, &key, &value, limit)
+            })
         },
     )?;
     state.func_wrap(
         "compare-and-swap",
         |cx: Cx<'_>, (key, expected, value): (String, Option<Vec<u8>>, Vec<u8>)| -> Answer<bool> {
-            Ok((space(&cx, &key).and_then(|(s, stage, limit)| {
+            let asked = (&key, &expected, &value);
+            answer(&cx, "state.compare-and-swap", &asked, || {
+                let (s, stage, limit) = space(&cx, &key)?;
                 let expected = expected.as_deref();
                 s.services
                     .state_compare_and_swap(stage, &key, expected, &value, limit)
-            }),))
+            })
         },
     )?;
     state.func_wrap("delete", |cx: Cx<'_>, (key,): (String,)| -> Answer<()> {
-        Ok((space(&cx, &key).and_then(|(s, stage, _)| s.services.state_delete(stage, &key)),))
+        answer(&cx, "state.delete", &key, || {
+            space(&cx, &key).and_then(|(s, stage, _)| s.services.state_delete(stage, &key))
+        })
     })?;
     state.func_wrap(
         "keys",
         |cx: Cx<'_>, (prefix, limit): (String, u32)| -> Answer<Vec<String>> {
-            Ok((space(&cx, &prefix)
-                .and_then(|(s, stage, _)| s.services.state_keys(stage, &prefix, limit.min(KEYS))),))
+            answer(&cx, "state.keys", &(&prefix, limit), || {
+                let (s, stage, _) = space(&cx, &prefix)?;
+                s.services.state_keys(stage, &prefix, limit.min(KEYS))
+            })
         },
     )
+}
+
+/// The answer on the call's tape, or the host's, which the tape then has.
+fn answer<T: Serialize + DeserializeOwned>(
+    cx: &Cx<'_>,
+    function: &'static str,
+    asked: &impl Serialize,
+    ask: impl FnOnce() -> Result<T, StageError>,
+) -> Answer<T> {
+    let tape = cx.data().context.tape.as_ref();
+    if let Some(answer) = tape::played(tape, function, asked)? {
+        return Ok((answer,));
+    }
+    let answer = ask();
+    tape::told(tape, function, asked, &answer);
+    Ok((answer,))
 }
 
 /// The stage's space: its name and size, once the call and the key are in order.

@@ -17,7 +17,7 @@ use crate::common::sandbox;
 
 /// A model that repeats, after a pause; `never` never answers.
 #[derive(Default)]
-struct Echo {
+pub struct Echo {
     rest: MemoryServices,
     asked: AtomicU32,
     tenants: std::sync::Mutex<Vec<String>>,

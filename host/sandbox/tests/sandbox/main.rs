@@ -15,3 +15,4 @@ mod isolation;
 mod loading;
 mod plain;
 mod syscalls;
+mod tapes;
