@@ -706,7 +706,11 @@ mod tests {
 
     #[test]
     fn what_was_changed_or_moved_is_refused() {
-        let Place { store, inputs, .. } = place();
+        let Place {
+            folder: _folder,
+            store,
+            inputs,
+        } = place();
         let (one, two) = (job(1, "t", "one"), job(2, "t", "two"));
         let (a, b) = (one.id, two.id);
         inputs.keep(Some(one));
