@@ -137,6 +137,23 @@ def test_what_cannot_be_replayed_says_why(millgate, upstream):
     assert server.request("DELETE", "/api/v1/inputs")[0] == 400
 
 
+def test_what_runs_in_the_shadow_is_no_part_of_what_is_replayed(millgate, upstream):
+    enforced = through_pii(upstream, action="block") + KEEP
+    shadowed = enforced.replace("[stages.pii]\n", '[stages.pii]\nmode = "shadow"\n')
+    assert shadowed != enforced
+    server = millgate(shadowed)
+    trace, status, _ = ask(server, CARD)
+    assert status == 200 and b"4111" in upstream.requests[-1].encode()
+    kept(server, 1)
+    code, found = replay(server, trace)
+    assert code == 0 and found["replays"][0]["outcome"] == "identical", found
+    # Enforced, it would have stopped that request; in the shadow it changes nothing.
+    assert backtest(server, enforced)["ends"] == [{"then": "passed", "now": "blocked", "count": 1}]
+    same = backtest(server, shadowed)
+    unchanged = [{"then": "passed", "now": "passed", "count": 1}]
+    assert (same["ends"], same["requests_changed"], same["flips_total"]) == (unchanged, 0, 0), same
+
+
 def test_inputs_go_with_their_age_and_their_size(millgate, upstream):
     server = millgate(through_pii(upstream) + KEEP + 'inputs-max-bytes = "8KiB"\n')
     ids = traffic(server, upstream, 40)
